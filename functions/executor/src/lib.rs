@@ -1,0 +1,1 @@
+//! Turns a wake-up into a run: claim, render, model call, record, deliver.

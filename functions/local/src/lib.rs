@@ -1,0 +1,1 @@
+//! The three functions in one process: for a laptop, for tests and for small installs.

@@ -1,0 +1,1 @@
+//! Finds what no wake-up has found.

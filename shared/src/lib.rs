@@ -1,0 +1,8 @@
+//! What Carillon's functions share.
+//!
+//! The pure modules (`fault`, `ids`, `schedule`, `prompt`, `template`, `run`, `price`, `outbound`)
+//! import neither `db` nor a network client. All SQL lives in `db`; nothing outside it can run a
+//! statement.
+
+pub mod fault;
+pub mod ids;
