@@ -4,6 +4,9 @@
 //! import neither `db` nor a network client. All SQL lives in `db`; nothing outside it can run a
 //! statement.
 
+pub mod db;
 pub mod fault;
 pub mod ids;
+pub mod message;
+pub mod queue;
 pub mod secret;
