@@ -7,6 +7,7 @@
 
 mod error;
 pub mod migrate;
+pub mod prompts;
 pub mod system;
 mod tenant_tx;
 
