@@ -9,4 +9,6 @@ pub mod fault;
 pub mod ids;
 pub mod message;
 pub mod queue;
+pub mod run;
 pub mod secret;
+pub mod slots;
