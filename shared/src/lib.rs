@@ -6,4 +6,6 @@
 
 pub mod fault;
 pub mod ids;
+pub mod model;
+pub mod price;
 pub mod secret;
