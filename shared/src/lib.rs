@@ -7,8 +7,13 @@
 pub mod db;
 pub mod fault;
 pub mod ids;
+<<<<<<< HEAD
 pub mod message;
 pub mod queue;
 pub mod run;
+=======
+pub mod model;
+pub mod price;
+>>>>>>> models
 pub mod secret;
 pub mod slots;
