@@ -4,6 +4,11 @@
 //! import neither `db` nor a network client. All SQL lives in `db`; nothing outside it can run a
 //! statement.
 
+pub mod backoff;
+pub mod destination;
 pub mod fault;
 pub mod ids;
+pub mod outbound;
+pub mod seal;
 pub mod secret;
+pub mod webhook_secret;
