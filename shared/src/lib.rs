@@ -4,16 +4,18 @@
 //! import neither `db` nor a network client. All SQL lives in `db`; nothing outside it can run a
 //! statement.
 
+pub mod backoff;
 pub mod db;
+pub mod destination;
 pub mod fault;
 pub mod ids;
-<<<<<<< HEAD
 pub mod message;
+pub mod model;
+pub mod outbound;
+pub mod price;
 pub mod queue;
 pub mod run;
-=======
-pub mod model;
-pub mod price;
->>>>>>> models
+pub mod seal;
 pub mod secret;
 pub mod slots;
+pub mod webhook_secret;
