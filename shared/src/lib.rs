@@ -13,6 +13,7 @@ pub mod message;
 pub mod model;
 pub mod outbound;
 pub mod price;
+pub mod prompt;
 pub mod queue;
 pub mod run;
 pub mod seal;

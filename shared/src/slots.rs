@@ -265,7 +265,13 @@ mod tests {
 
     #[test]
     fn a_slot_on_time_runs_and_the_next_one_follows() {
-        let plan = plan(minute(0), minute(0), policy(Misfire::Skip), &[], every_minute);
+        let plan = plan(
+            minute(0),
+            minute(0),
+            policy(Misfire::Skip),
+            &[],
+            every_minute,
+        );
         assert_eq!(
             plan.rows,
             [Planned {
@@ -278,23 +284,47 @@ mod tests {
 
     #[test]
     fn a_short_restart_loses_nothing() {
-        let plan = plan(minute(0), minute(2), policy(Misfire::Skip), &[], every_minute);
+        let plan = plan(
+            minute(0),
+            minute(2),
+            policy(Misfire::Skip),
+            &[],
+            every_minute,
+        );
         assert_eq!(count(&plan, "run"), 3);
         assert_eq!(plan.next, Some(minute(3)));
     }
 
     #[test]
     fn an_hour_of_downtime_never_bursts() {
-        let latest = plan(minute(0), minute(60), policy(Misfire::RunLatest), &[], every_minute);
+        let latest = plan(
+            minute(0),
+            minute(60),
+            policy(Misfire::RunLatest),
+            &[],
+            every_minute,
+        );
         assert_eq!(count(&latest, "too_late"), 45);
         assert_eq!(count(&latest, "superseded"), 13);
         assert_eq!(count(&latest, "run"), 3);
 
-        let all = plan(minute(0), minute(60), policy(Misfire::RunAll), &[], every_minute);
+        let all = plan(
+            minute(0),
+            minute(60),
+            policy(Misfire::RunAll),
+            &[],
+            every_minute,
+        );
         assert_eq!(count(&all, "too_late"), 45);
         assert_eq!(count(&all, "run"), 16);
 
-        let none = plan(minute(0), minute(60), policy(Misfire::Skip), &[], every_minute);
+        let none = plan(
+            minute(0),
+            minute(60),
+            policy(Misfire::Skip),
+            &[],
+            every_minute,
+        );
         assert_eq!(count(&none, "misfire_skip"), 13);
         assert_eq!(count(&none, "run"), 3);
     }
@@ -302,7 +332,13 @@ mod tests {
     #[test]
     fn the_latest_late_slot_runs_when_none_is_on_time() {
         let hourly = |after: DateTime<Utc>| Some(after + TimeDelta::minutes(5));
-        let plan = plan(minute(0), minute(13), policy(Misfire::RunLatest), &[], hourly);
+        let plan = plan(
+            minute(0),
+            minute(13),
+            policy(Misfire::RunLatest),
+            &[],
+            hourly,
+        );
         let runs: Vec<_> = plan
             .rows
             .iter()
@@ -332,14 +368,26 @@ mod tests {
     #[test]
     fn a_run_under_way_is_named() {
         let running = open(false);
-        let skip = plan(minute(0), minute(0), policy(Misfire::Skip), &[running], every_minute);
+        let skip = plan(
+            minute(0),
+            minute(0),
+            policy(Misfire::Skip),
+            &[running],
+            every_minute,
+        );
         assert_eq!(skip.rows[0].fate, Fate::Overlapped { by: running.id });
 
         let mut buffer = policy(Misfire::Skip);
         buffer.overlap = Overlap::BufferOne;
         let one = plan(minute(0), minute(1), buffer, &[running], every_minute);
         assert_eq!((count(&one, "run"), count(&one, "overlap")), (1, 1));
-        let full = plan(minute(0), minute(0), buffer, &[running, open(true)], every_minute);
+        let full = plan(
+            minute(0),
+            minute(0),
+            buffer,
+            &[running, open(true)],
+            every_minute,
+        );
         assert_eq!(count(&full, "run"), 0);
 
         let mut all = policy(Misfire::Skip);

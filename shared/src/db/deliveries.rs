@@ -377,7 +377,10 @@ pub async fn finish(
                 &end.pauses,
             ],
         ),
-        step(runs::INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
+        step(
+            runs::INSERT_DELIVERIES,
+            &rows.params(&tenant, &run, &lease_ms),
+        ),
         step(
             "-- deliveries::note_gone
              INSERT INTO gone_webhooks (tenant_id, url) SELECT $1, $2 WHERE $2::text IS NOT NULL

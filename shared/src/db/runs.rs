@@ -240,14 +240,16 @@ pub async fn write_plan(
         ])
         .await?;
     let claimed_rows = results.get(1).map_or(0, Vec::len);
-    Ok(claim.filter(|_| claimed_rows == 1).map(|(run_id, _)| Claim {
-        tenant_id,
-        prompt_id: due.prompt_id,
-        run_id,
-        fence: 1,
-        attempt: 1,
-        attempts_max,
-    }))
+    Ok(claim
+        .filter(|_| claimed_rows == 1)
+        .map(|(run_id, _)| Claim {
+            tenant_id,
+            prompt_id: due.prompt_id,
+            run_id,
+            fence: 1,
+            attempt: 1,
+            attempts_max,
+        }))
 }
 
 /// A run of a wake-up, locked together with its prompt.
@@ -765,13 +767,17 @@ pub async fn finish_output(
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
     let rows = DeliveryRows::new(deliveries);
-    let log = Log::new("info", "model answered", json!({
-        "attempt": claim.attempt,
-        "latency_ms": answer.latency_ms,
-        "input_tokens": answer.input_tokens,
-        "output_tokens": answer.output_tokens,
-        "output_truncated": answer.truncated,
-    }));
+    let log = Log::new(
+        "info",
+        "model answered",
+        json!({
+            "attempt": claim.attempt,
+            "latency_ms": answer.latency_ms,
+            "input_tokens": answer.input_tokens,
+            "output_tokens": answer.output_tokens,
+            "output_truncated": answer.truncated,
+        }),
+    );
     let cost = answer.cost_usd.unwrap_or_default();
     let counted = Counted::of(status, recorded.trigger);
     tx.commit_with(&[
@@ -836,14 +842,20 @@ pub async fn finish_failure(
     let run = claim.run_id.uuid();
     let rows = DeliveryRows::new(notices);
     let (status, level, words) = match failure.then {
-        AfterFailure::RetryIn { .. } => (RunStatus::Queued, "warn", "try failed, another will follow"),
+        AfterFailure::RetryIn { .. } => {
+            (RunStatus::Queued, "warn", "try failed, another will follow")
+        }
         AfterFailure::End(status) => (status, "error", "run failed"),
     };
-    let log = Log::new(level, words, json!({
-        "attempt": claim.attempt,
-        "attempts_max": claim.attempts_max,
-        "code": failure.code,
-    }));
+    let log = Log::new(
+        level,
+        words,
+        json!({
+            "attempt": claim.attempt,
+            "attempts_max": claim.attempts_max,
+            "code": failure.code,
+        }),
+    );
     let counted = Counted::of(status, recorded.trigger);
     let pauses = recorded.pauses && counted.failures > 0;
     tx.commit_with(&[
@@ -948,11 +960,13 @@ pub async fn enqueue(
             &[&prompt_id.uuid(), &run_id.uuid(), &trigger.as_str()],
         )
         .await?;
-    Ok(match row.map(|row| column::<bool>(&row, "made")).transpose()? {
-        None => Enqueue::NoSuchPrompt,
-        Some(false) => Enqueue::PromptEnded,
-        Some(true) => Enqueue::Queued(run_id),
-    })
+    Ok(
+        match row.map(|row| column::<bool>(&row, "made")).transpose()? {
+            None => Enqueue::NoSuchPrompt,
+            Some(false) => Enqueue::PromptEnded,
+            Some(true) => Enqueue::Queued(run_id),
+        },
+    )
 }
 
 /// What became of a request to change a run.
@@ -1209,7 +1223,14 @@ impl Log {
     }
 
     pub(super) fn params<'a>(&'a self, tenant: &'a Uuid, run: &'a Uuid) -> [Param<'a>; 6] {
-        [tenant, run, &self.id, &self.level, &self.message, &self.context]
+        [
+            tenant,
+            run,
+            &self.id,
+            &self.level,
+            &self.message,
+            &self.context,
+        ]
     }
 }
 
@@ -1298,7 +1319,12 @@ impl<'a> DeliveryRows<'a> {
         rows
     }
 
-    pub(super) fn params(&'a self, tenant: &'a Uuid, run: &'a Uuid, lease_ms: &'a i64) -> [Param<'a>; 11] {
+    pub(super) fn params(
+        &'a self,
+        tenant: &'a Uuid,
+        run: &'a Uuid,
+        lease_ms: &'a i64,
+    ) -> [Param<'a>; 11] {
         [
             tenant,
             run,
