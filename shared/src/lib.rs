@@ -6,3 +6,4 @@
 
 pub mod fault;
 pub mod ids;
+pub mod schedule;
