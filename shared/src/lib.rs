@@ -20,3 +20,4 @@ pub mod seal;
 pub mod secret;
 pub mod slots;
 pub mod webhook_secret;
+pub mod schedule;
