@@ -4,9 +4,20 @@
 //! import neither `db` nor a network client. All SQL lives in `db`; nothing outside it can run a
 //! statement.
 
+pub mod backoff;
 pub mod db;
+pub mod destination;
 pub mod fault;
 pub mod ids;
 pub mod message;
+pub mod model;
+pub mod outbound;
+pub mod price;
+pub mod prompt;
 pub mod queue;
+pub mod run;
+pub mod seal;
 pub mod secret;
+pub mod slots;
+pub mod webhook_secret;
+pub mod schedule;

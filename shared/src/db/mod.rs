@@ -5,9 +5,12 @@
 //! (the lookup of an API key, the search for due work) is a short list of functions in the
 //! database, called from [`system`] on a connection that may do nothing else.
 
+pub mod deliveries;
 mod error;
 pub mod migrate;
 pub mod prompts;
+pub mod retention;
+pub mod runs;
 pub mod system;
 mod tenant_tx;
 
