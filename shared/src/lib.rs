@@ -4,9 +4,14 @@
 //! import neither `db` nor a network client. All SQL lives in `db`; nothing outside it can run a
 //! statement.
 
+pub mod backoff;
 pub mod db;
+pub mod destination;
 pub mod fault;
 pub mod ids;
 pub mod message;
+pub mod outbound;
 pub mod queue;
+pub mod seal;
 pub mod secret;
+pub mod webhook_secret;
