@@ -4,9 +4,11 @@
 //! import neither `db` nor a network client. All SQL lives in `db`; nothing outside it can run a
 //! statement.
 
+pub mod api_key;
 pub mod backoff;
 pub mod db;
 pub mod destination;
+pub mod env;
 pub mod fault;
 pub mod ids;
 pub mod message;
@@ -16,4 +18,5 @@ pub mod price;
 pub mod queue;
 pub mod seal;
 pub mod secret;
+pub mod telemetry;
 pub mod webhook_secret;
