@@ -5,4 +5,5 @@
 //! statement.
 
 pub mod fault;
+pub mod fields;
 pub mod ids;
