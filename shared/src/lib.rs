@@ -10,6 +10,7 @@ pub mod db;
 pub mod destination;
 pub mod env;
 pub mod fault;
+pub mod fields;
 pub mod ids;
 pub mod message;
 pub mod model;
