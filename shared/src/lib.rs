@@ -21,3 +21,4 @@ pub mod seal;
 pub mod secret;
 pub mod telemetry;
 pub mod webhook_secret;
+pub mod schedule;
