@@ -6,13 +6,18 @@
 //! database, called from [`system`] on a connection that may do nothing else.
 
 pub mod deliveries;
+pub mod audit;
+pub mod auth;
 mod error;
+pub mod health;
+pub mod idempotency;
 pub mod migrate;
 pub mod prompts;
 pub mod retention;
 pub mod runs;
 pub mod system;
 mod tenant_tx;
+pub mod tenants;
 
 pub use error::DbError;
 pub use tenant_tx::TenantTx;
