@@ -4,10 +4,6 @@
 //! import neither `db` nor a network client. All SQL lives in `db`; nothing outside it can run a
 //! statement.
 
-pub mod backoff;
-pub mod db;
-pub mod destination;
-pub mod fault;
 pub mod api_key;
 pub mod backoff;
 pub mod db;
@@ -23,13 +19,9 @@ pub mod price;
 pub mod prompt;
 pub mod queue;
 pub mod run;
-pub mod seal;
-pub mod secret;
-pub mod slots;
-pub mod webhook_secret;
-pub mod queue;
 pub mod schedule;
 pub mod seal;
 pub mod secret;
+pub mod slots;
 pub mod telemetry;
 pub mod webhook_secret;

@@ -12,7 +12,10 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{DbError, Param, TenantTx, column, tenant_tx::step};
-use crate::ids::{PromptId, UserId};
+use crate::{
+    ids::{PromptId, RunId, UserId},
+    schedule::ScheduleType,
+};
 
 /// As the table's check has it.
 const NAME_CHARS_MAX: usize = 200;
@@ -223,6 +226,8 @@ impl PromptStatus {
 /// What a tenant may have, and has.
 #[derive(Debug, Clone)]
 pub struct Limits {
+    /// The database's clock.
+    pub now: DateTime<Utc>,
     /// Used where a schedule names no zone.
     pub default_timezone: String,
     /// The shortest distance between two slots.
@@ -282,7 +287,7 @@ pub struct Filter {
     /// One of these statuses.
     pub status: Vec<PromptStatus>,
     /// One of these schedule types.
-    pub schedule_type: Vec<String>,
+    pub schedule_type: Vec<ScheduleType>,
     /// At least one of these tags.
     pub tags_any: Vec<String>,
     /// All of these tags.
@@ -591,17 +596,46 @@ pub async fn tombstone(tx: &TenantTx, id: PromptId) -> Result<bool, DbError> {
     Ok(changed == 1)
 }
 
-/// Cancels the prompt's runs that nobody has claimed, and says how many.
+/// Slots that were due, and that a change of their prompt took away before they were looked at.
+#[derive(Debug)]
+pub struct DroppedSlots {
+    /// Whose.
+    pub id: PromptId,
+    /// The first of them.
+    pub first: DateTime<Utc>,
+    /// The last of them.
+    pub last: DateTime<Utc>,
+    /// How many.
+    pub count: i32,
+    /// What the change was: `paused`, `cancelled`, `deleted` or `rescheduled`.
+    pub reason: &'static str,
+}
+
+/// Records dropped slots in one row, as skipped: no slot goes without a word. To be called before
+/// the change itself.
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn cancel_queued_runs(tx: &TenantTx, id: PromptId, reason: &str) -> Result<u64, DbError> {
+pub async fn drop_slots(tx: &TenantTx, slots: &DroppedSlots) -> Result<u64, DbError> {
+    let until = (slots.count > 1).then_some(slots.last);
     tx.execute(
-        "-- prompts::cancel_queued_runs
-         UPDATE scheduled_prompt_runs r
-            SET status = 'cancelled', reason = $2, completed_at = now()
-          WHERE r.prompt_id = $1 AND r.status = 'queued'",
-        &[&id.uuid(), &reason],
+        "-- prompts::drop_slots
+         INSERT INTO scheduled_prompt_runs
+                (tenant_id, id, prompt_id, scheduled_for, scheduled_until, slots_count, trigger, status,
+                 reason, attempts_max, prompt_version, completed_at)
+         SELECT p.tenant_id, $2, p.id, $3, $4, $5, 'schedule', 'skipped', $6, p.max_retries + 1,
+                p.spec_version, clock_timestamp()
+           FROM scheduled_prompts p WHERE p.id = $1 AND p.deleted_at IS NULL
+         ON CONFLICT (tenant_id, prompt_id, scheduled_for)
+            WHERE trigger IN ('schedule', 'backfill') DO NOTHING",
+        &[
+            &slots.id.uuid(),
+            &RunId::new().uuid(),
+            &slots.first,
+            &until,
+            &slots.count,
+            &slots.reason,
+        ],
     )
     .await
 }
@@ -623,7 +657,7 @@ const LOCK_ACTIVE: &str = "-- prompts::lock_active
      SELECT pg_advisory_xact_lock(hashtextextended('active_prompts ' || $1::uuid, 0))";
 
 const LIMITS: &str = "-- prompts::limits
-     SELECT t.default_timezone, t.interval_minutes_min, t.active_prompts_max::bigint AS active_prompts_max,
+     SELECT clock_timestamp() AS now, t.default_timezone, t.interval_minutes_min, t.active_prompts_max::bigint AS active_prompts_max,
             (SELECT count(*) FROM scheduled_prompts p
               WHERE p.status = 'active' AND p.deleted_at IS NULL) AS active_prompts
        FROM tenants t";
@@ -648,7 +682,7 @@ const GET_TO_CHANGE: &str = concat!(
     " AS spec
        FROM scheduled_prompts p
       WHERE p.id = $1 AND p.deleted_at IS NULL
-        FOR UPDATE"
+        FOR NO KEY UPDATE"
 );
 
 const LIST_CREATED_ASC: &str = list!("created_asc", "true", "p.created_at", ">", "ASC");
@@ -795,6 +829,7 @@ fn read_limits(row: Option<Row>) -> Result<Limits, DbError> {
         detail: "its row is gone".to_owned(),
     })?;
     Ok(Limits {
+        now: column(&row, "now")?,
         default_timezone: column(&row, "default_timezone")?,
         interval_minutes_min: column(&row, "interval_minutes_min")?,
         active_prompts_max: column(&row, "active_prompts_max")?,
