@@ -1,10 +1,12 @@
 //! Schedules as their users see them: what is refused and why, what is stored, what is said.
 
+#![expect(clippy::unwrap_used, reason = "the helpers of tests may panic")]
+
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use shared::{
     fault::Fault,
-    schedule::{Schedule, ScheduleType, eventbridge},
+    schedule::{Form, Schedule, ScheduleType, eventbridge},
 };
 
 fn at(text: &str) -> DateTime<Utc> {
@@ -629,4 +631,44 @@ fn the_check_of_expressions_knows_the_documented_forms() {
     for expression in refused {
         assert!(eventbridge::check(expression).is_err(), "{expression}");
     }
+}
+
+#[test]
+fn the_openapi_schema_is_a_union_told_apart_by_type() {
+    use utoipa::{PartialSchema, ToSchema};
+
+    let union = serde_json::to_value(Form::schema()).unwrap();
+    assert_eq!(union["discriminator"]["propertyName"], "type");
+    let mapping = union["discriminator"]["mapping"].as_object().unwrap();
+    let mut schemas = Vec::new();
+    Form::schemas(&mut schemas);
+    for kind in ScheduleType::ALL {
+        let place = mapping[kind.as_str()].as_str().unwrap();
+        let name = place.strip_prefix("#/components/schemas/").unwrap();
+        let references = union["oneOf"].as_array().unwrap();
+        assert!(
+            references
+                .iter()
+                .any(|reference| reference["$ref"] == place),
+            "{union}"
+        );
+        let (_, schema) = schemas.iter().find(|(known, _)| known == name).expect(name);
+        let schema = serde_json::to_value(schema).unwrap();
+        assert_eq!(
+            schema["properties"]["type"]["enum"],
+            json!([kind.as_str()]),
+            "{schema}"
+        );
+        assert_eq!(schema["additionalProperties"], false, "{schema}");
+        assert_eq!(
+            schema["properties"]["timezone"]["type"], "string",
+            "{schema}"
+        );
+        let required = schema["required"].as_array().unwrap();
+        assert!(
+            required.contains(&json!("type")) && !required.contains(&json!("timezone")),
+            "{schema}"
+        );
+    }
+    assert_eq!(Form::name(), "Schedule");
 }
