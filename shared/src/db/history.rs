@@ -473,6 +473,24 @@ pub async fn delivery(tx: &TenantTx, id: DeliveryId) -> Result<Option<Delivery>,
     row.as_ref().map(read_delivery).transpose()
 }
 
+/// The deliveries of a run that wait for a sender, inside a transaction that goes on.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn waiting_deliveries(tx: &TenantTx, run_id: RunId) -> Result<Vec<DeliveryId>, DbError> {
+    let rows = tx
+        .query(
+            "-- history::waiting_deliveries
+             SELECT d.id FROM deliveries d
+              WHERE d.run_id = $1 AND d.status IN ('pending', 'retrying') LIMIT 100",
+            &[&run_id.uuid()],
+        )
+        .await?;
+    rows.iter()
+        .map(|row| Ok(DeliveryId::from(column::<Uuid>(row, "id")?)))
+        .collect()
+}
+
 /// A run as lists show it, inside a transaction that goes on.
 ///
 /// # Errors

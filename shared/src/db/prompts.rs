@@ -11,7 +11,10 @@ use tokio_postgres::{Row, types::Timestamp};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{DbError, Param, TenantTx, column, tenant_tx::step};
+use super::{
+    DbError, Param, TenantTx, column,
+    tenant_tx::{Step, step},
+};
 use crate::{
     ids::{PromptId, RunId, UserId},
     schedule::ScheduleType,
@@ -249,6 +252,8 @@ pub struct NewPrompt<'a> {
     pub spec: &'a Value,
     /// Its first slot.
     pub next_run_at: Option<DateTime<Utc>>,
+    /// The webhooks that it names.
+    pub webhook_urls: &'a [&'a str],
 }
 
 /// A change of a prompt's spec.
@@ -262,6 +267,8 @@ pub struct NewSpec<'a> {
     pub spec: &'a Value,
     /// The new next slot, where the change moves it; the inner `None` is a prompt without one.
     pub next_run_at: Option<Option<DateTime<Utc>>>,
+    /// The webhooks that it names.
+    pub webhook_urls: &'a [&'a str],
 }
 
 /// A change of a prompt's status by a caller.
@@ -327,6 +334,20 @@ pub enum Order {
     Asc,
     /// Largest first.
     Desc,
+}
+
+impl Order {
+    /// Both.
+    pub const ALL: &'static [Self] = &[Self::Asc, Self::Desc];
+
+    /// The word that the API uses.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Asc => "asc",
+            Self::Desc => "desc",
+        }
+    }
 }
 
 /// The tenant's limits.
@@ -467,36 +488,32 @@ pub fn list_statements() -> [&'static str; 9] {
 /// # Errors
 /// A unique violation of `scheduled_prompts_external_id` when another prompt has the external id.
 pub async fn insert(tx: &TenantTx, prompt: &NewPrompt<'_>) -> Result<Prompt, DbError> {
-    let row = tx
-        .query_one(
-            concat!(
-                "-- prompts::insert
+    let sql = concat!(
+        "-- prompts::insert
                  WITH p AS (
                      INSERT INTO scheduled_prompts (tenant_id, id, user_id, next_run_at, ",
-                spec_columns!(),
-                ")
+        spec_columns!(),
+        ")
                      SELECT $1, $2, $3, $4, ",
-                spec_values!(),
-                " FROM ",
-                spec_as_row!("$5"),
-                " RETURNING *),
+        spec_values!(),
+        " FROM ",
+        spec_as_row!("$5"),
+        " RETURNING *),
                  v AS (
                      INSERT INTO prompt_versions (tenant_id, prompt_id, version, spec)
                      SELECT p.tenant_id, p.id, p.version, $5 FROM p)
                  SELECT ",
-                columns!(),
-                ", $5::jsonb AS spec FROM p"
-            ),
-            &[
-                &tx.tenant().uuid(),
-                &prompt.id.uuid(),
-                &prompt.user_id.uuid(),
-                &prompt.next_run_at,
-                prompt.spec,
-            ],
-        )
-        .await?;
-    read(&row)
+        columns!(),
+        ", $5::jsonb AS spec FROM p"
+    );
+    let params: [Param<'_>; 5] = [
+        &tx.tenant().uuid(),
+        &prompt.id.uuid(),
+        &prompt.user_id.uuid(),
+        &prompt.next_run_at,
+        prompt.spec,
+    ];
+    write_spec(tx, step(sql, &params), prompt.webhook_urls).await
 }
 
 /// Gives a prompt another spec, as a new version. Runs that are queued keep theirs.
@@ -505,9 +522,7 @@ pub async fn insert(tx: &TenantTx, prompt: &NewPrompt<'_>) -> Result<Prompt, DbE
 /// `DbError::RowCount` when the prompt is gone or has another version than the change was computed
 /// from; a unique violation as for [`insert`].
 pub async fn replace(tx: &TenantTx, change: &NewSpec<'_>) -> Result<Prompt, DbError> {
-    let row = tx
-        .query_one(
-            concat!(
+    let sql = concat!(
                 "-- prompts::replace
                  WITH p AS (
                      UPDATE scheduled_prompts p
@@ -529,17 +544,15 @@ pub async fn replace(tx: &TenantTx, change: &NewSpec<'_>) -> Result<Prompt, DbEr
                  SELECT ",
                 columns!(),
                 ", $5::jsonb AS spec FROM p"
-            ),
-            &[
-                &change.id.uuid(),
-                &change.version,
-                &change.next_run_at.is_some(),
-                &change.next_run_at.flatten(),
-                change.spec,
-            ],
-        )
-        .await?;
-    read(&row)
+    );
+    let params: [Param<'_>; 5] = [
+        &change.id.uuid(),
+        &change.version,
+        &change.next_run_at.is_some(),
+        &change.next_run_at.flatten(),
+        change.spec,
+    ];
+    write_spec(tx, step(sql, &params), change.webhook_urls).await
 }
 
 /// Pauses, resumes or cancels a prompt. A resume forgets the failures in a row.
@@ -640,18 +653,9 @@ pub async fn drop_slots(tx: &TenantTx, slots: &DroppedSlots) -> Result<u64, DbEr
     .await
 }
 
-/// Lets webhooks be tried again that had said they were gone: somebody has named them anew.
-///
-/// # Errors
-/// When the database does not answer.
-pub async fn forget_gone_webhooks(tx: &TenantTx, urls: &[&str]) -> Result<u64, DbError> {
-    tx.execute(
-        "-- prompts::forget_gone_webhooks
-         DELETE FROM gone_webhooks g WHERE g.url = ANY ($1)",
-        &[&urls],
-    )
-    .await
-}
+/// Webhooks that had said they were gone are tried again: somebody has named them anew.
+const FORGET_GONE: &str = "-- prompts::forget_gone
+     DELETE FROM gone_webhooks g WHERE g.url = ANY ($1)";
 
 const LOCK_ACTIVE: &str = "-- prompts::lock_active
      SELECT pg_advisory_xact_lock(hashtextextended('active_prompts ' || $1::uuid, 0))";
@@ -791,6 +795,24 @@ impl Place {
                 id: first_id,
             },
         }
+    }
+}
+
+async fn write_spec(
+    tx: &TenantTx,
+    write: Step<'_>,
+    webhook_urls: &[&str],
+) -> Result<Prompt, DbError> {
+    let rows = tx
+        .pipeline(&[write, step(FORGET_GONE, &[&webhook_urls])])
+        .await?;
+    match rows.first().map(Vec::as_slice) {
+        Some([row]) => read(row),
+        _ => Err(DbError::RowCount {
+            statement: "prompts::write_spec".to_owned(),
+            expected: 1,
+            changed: 0,
+        }),
     }
 }
 
