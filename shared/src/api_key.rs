@@ -19,9 +19,7 @@ const SECRET_BYTES: usize = 32;
 const KEY_BYTES_MAX: usize = 200;
 
 /// What a caller may do; each role may do all that the ones before it may.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Reads.

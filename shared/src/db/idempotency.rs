@@ -59,7 +59,11 @@ pub async fn begin(tx: &TenantTx, key: &str, request_hash: &[u8]) -> Result<Begi
         None => false,
     };
     let Some(answer) = rows.next() else {
-        return Ok(if locked { Begin::Fresh } else { Begin::InFlight });
+        return Ok(if locked {
+            Begin::Fresh
+        } else {
+            Begin::InFlight
+        });
     };
     if column::<Vec<u8>>(&answer, "request_hash")? != request_hash {
         return Ok(Begin::OtherRequest);

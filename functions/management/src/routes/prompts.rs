@@ -1,0 +1,9 @@
+//! The routes of scheduled prompts.
+
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::app::App;
+
+pub(super) fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+}
