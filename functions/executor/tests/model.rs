@@ -91,10 +91,7 @@ fn retry(after: Option<u64>) -> Disposition {
 #[tokio::test]
 async fn three_providers_answer_and_the_cost_follows() {
     let models = models(&aimock());
-    for (model, cost) in MODELS
-        .into_iter()
-        .zip(["0.000350", "0.003750", "0.0000936"])
-    {
+    for (model, cost) in MODELS.into_iter().zip(["0.00035", "0.00375", "0.000094"]) {
         let answer = ask(&models, model, "model-test: greet").await.unwrap();
         assert_eq!(answer.output, "Good morning.\nIt is a *test*.", "{model}");
         assert_eq!(answer.stop, Stop::End);
@@ -107,10 +104,8 @@ async fn three_providers_answer_and_the_cost_follows() {
             ..Usage::default()
         };
         assert_eq!(usage, expected, "{model}");
-        let cost: f64 = cost.parse().unwrap();
         let computed = Catalog::shipped().cost_usd(&name, &usage).unwrap();
-        let computed: f64 = computed.to_string().parse().unwrap();
-        assert!((computed - cost).abs() < 0.000_001, "{model}: {computed}");
+        assert_eq!(computed.normalize().to_string(), cost, "{model}");
     }
 }
 
@@ -297,6 +292,19 @@ async fn error_of(script: Script, model: &str) -> ModelError {
     let error = ask(&models(&base), model, "hi").await.unwrap_err();
     task.abort();
     error
+}
+
+#[tokio::test]
+async fn requests_go_to_the_documented_paths() {
+    for (model, line) in MODELS.into_iter().zip([
+        "POST /v1/chat/completions HTTP/1.1",
+        "POST /v1/messages HTTP/1.1",
+        "POST /model/eu.amazon.nova-lite-v1%3A0/converse HTTP/1.1",
+    ]) {
+        let (base, task) = serve(reply("404 No", "", "")).await;
+        ask(&models(&base), model, "hi").await.unwrap_err();
+        assert_eq!(task.await.unwrap().lines().next(), Some(line));
+    }
 }
 
 #[tokio::test]
