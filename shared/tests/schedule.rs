@@ -531,8 +531,9 @@ fn surprises_are_warned_of() {
         ("0 0 31 1 *", "UTC", vec![]),
         ("0 0 29 2 *", "UTC", vec!["short_months"]),
         ("30 2 * * *", "America/New_York", vec!["dst_gap"]),
+        ("0 2 * * *", "America/New_York", vec!["dst_gap"]),
         ("30 2 * 6 *", "America/New_York", vec![]),
-        ("30 3 * * *", "America/New_York", vec![]),
+        ("0 3 * * *", "America/New_York", vec![]),
         ("30 * * * *", "America/New_York", vec!["dst_fold"]),
         ("30 * * * *", "Asia/Tokyo", vec![]),
     ];
