@@ -322,6 +322,7 @@ fn shortest_gap_minutes(cron: &Cron) -> Option<u32> {
 fn fewest_days_apart(cron: &Cron) -> Option<u32> {
     /// 1 January 2000.
     const SATURDAY: u32 = 6;
+    let either_day = cron.either_day();
     let months = (2000..2028).flat_map(|year| (1..=12).map(move |month| (year, month)));
     let dates = months.flat_map(|(year, month)| {
         let lacking = u32::from(month == 2 && year % 4 != 0);
@@ -330,7 +331,7 @@ fn fewest_days_apart(cron: &Cron) -> Option<u32> {
     let due = dates.zip(0u32..).filter_map(|((month, day), count)| {
         let day = cron.days.contains(day);
         let weekday = cron.weekdays.contains((SATURDAY + count) % 7);
-        let date = if cron.either_day() {
+        let date = if either_day {
             day || weekday
         } else {
             day && weekday
