@@ -7,3 +7,4 @@
 pub mod fault;
 pub mod fields;
 pub mod ids;
+pub mod template;
