@@ -8,3 +8,4 @@ pub mod fault;
 pub mod fields;
 pub mod ids;
 pub mod template;
+pub mod schedule;
