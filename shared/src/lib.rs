@@ -9,3 +9,6 @@ pub mod fields;
 pub mod ids;
 pub mod template;
 pub mod schedule;
+pub mod model;
+pub mod price;
+pub mod secret;

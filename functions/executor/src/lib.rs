@@ -1,1 +1,3 @@
 //! Turns a wake-up into a run: claim, render, model call, record, deliver.
+
+pub mod model;
