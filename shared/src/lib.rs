@@ -4,6 +4,8 @@
 //! import neither `db` nor a network client. All SQL lives in `db`; nothing outside it can run a
 //! statement.
 
+pub mod backoff;
+pub mod destination;
 pub mod fault;
 pub mod fields;
 pub mod ids;
@@ -11,4 +13,7 @@ pub mod template;
 pub mod schedule;
 pub mod model;
 pub mod price;
+pub mod outbound;
+pub mod seal;
 pub mod secret;
+pub mod webhook_secret;
