@@ -44,7 +44,7 @@ const NAME: &str = "template";
 #[derive(Debug)]
 pub struct Template {
     environment: Environment<'static>,
-    context_uses: Vec<check::ContextUse>,
+    context_uses: check::ContextUses,
     uses_previous_output: bool,
 }
 

@@ -3,6 +3,8 @@
 //! minijinja's parser recurses without a bound on some input (`not not not …`, `----x`, a long
 //! chain of `elif`), and so does dropping its tree. Hence the tokens are counted before it is called.
 
+use std::collections::BTreeMap;
+
 use minijinja::{
     Error,
     machinery::{
@@ -55,16 +57,12 @@ const LOOP: [&str; 7] = [
 /// What the check found out.
 #[derive(Debug, Default)]
 pub(super) struct Checked {
-    pub(super) context_uses: Vec<ContextUse>,
+    pub(super) context_uses: ContextUses,
     pub(super) uses_previous_output: bool,
 }
 
-/// A place that names a value under `context`.
-#[derive(Debug)]
-pub(super) struct ContextUse {
-    path: Vec<String>,
-    line: u16,
-}
+/// The paths under `context` that are named, each with its first line.
+pub(super) type ContextUses = BTreeMap<Vec<String>, u16>;
 
 /// Checks a text that may be anything.
 pub(super) fn check(text: &str) -> Result<Checked, Vec<Fault>> {
@@ -100,17 +98,14 @@ pub(super) fn syntax_fault(error: &Error) -> Fault {
 }
 
 /// The names that the context lacks.
-pub(super) fn unknown_in(uses: &[ContextUse], context: &Map<String, Value>) -> Vec<Fault> {
-    let lacking = uses.iter().filter(|used| !holds(context, &used.path));
+pub(super) fn unknown_in(uses: &ContextUses, context: &Map<String, Value>) -> Vec<Fault> {
     let listed = list_variables(context.keys().map(String::as_str));
-    lacking
+    uses.iter()
+        .filter(|(path, _)| !holds(context, path))
         .take(FAULTS_MAX)
-        .map(|used| {
-            unknown_variable(
-                &format!("context.{}", used.path.join(".")),
-                used.line,
-                &listed,
-            )
+        .map(|(path, line)| {
+            let name = format!("context.{}", path.join("."));
+            unknown_variable(&name, *line, &listed)
         })
         .collect()
 }
@@ -431,16 +426,9 @@ impl<'s> Walk<'s> {
 
     fn context(&mut self, path: Vec<Option<String>>, span: Span) {
         let path: Vec<String> = path.into_iter().map_while(|step| step).collect();
-        let known = self
-            .checked
-            .context_uses
-            .iter()
-            .any(|used| used.path == path);
-        if !path.is_empty() && !known {
-            self.checked.context_uses.push(ContextUse {
-                path,
-                line: span.start_line,
-            });
+        if !path.is_empty() {
+            let uses = &mut self.checked.context_uses;
+            uses.entry(path).or_insert(span.start_line);
         }
     }
 
