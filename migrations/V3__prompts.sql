@@ -87,7 +87,7 @@ COMMENT ON COLUMN scheduled_prompts.timezone IS 'IANA name.';
 COMMENT ON COLUMN scheduled_prompts.start_at IS 'No slot before it.';
 COMMENT ON COLUMN scheduled_prompts.end_at IS 'No slot after it.';
 COMMENT ON COLUMN scheduled_prompts.status IS 'active fires; paused waits for resume; the others have ended.';
-COMMENT ON COLUMN scheduled_prompts.status_reason IS 'Why it has this status: user, failures, max_runs, end_at, once, no_slots.';
+COMMENT ON COLUMN scheduled_prompts.status_reason IS 'Why it has this status: user, failures, max_runs or schedule_ended.';
 COMMENT ON COLUMN scheduled_prompts.status_note IS 'A person''s words beside the reason.';
 COMMENT ON COLUMN scheduled_prompts.overlap IS 'What happens to a slot while a run of this prompt is under way.';
 COMMENT ON COLUMN scheduled_prompts.catchup_window_s IS 'A slot later than this is missed, in seconds.';

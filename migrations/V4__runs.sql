@@ -57,7 +57,7 @@ CREATE INDEX scheduled_prompt_runs_running ON scheduled_prompt_runs (tenant_id)
 CREATE INDEX scheduled_prompt_runs_last_output
     ON scheduled_prompt_runs (tenant_id, prompt_id, completed_at DESC)
     WHERE status = 'succeeded';
-CREATE INDEX scheduled_prompt_runs_ended ON scheduled_prompt_runs (tenant_id, completed_at)
+CREATE INDEX scheduled_prompt_runs_ended ON scheduled_prompt_runs (tenant_id, status, completed_at)
     WHERE completed_at IS NOT NULL;
 -- For the system functions alone.
 CREATE INDEX scheduled_prompt_runs_system_queued ON scheduled_prompt_runs (available_at)

@@ -1,10 +1,12 @@
 //! Schedules as their users see them: what is refused and why, what is stored, what is said.
 
+#![expect(clippy::unwrap_used, reason = "the helpers of tests may panic")]
+
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use shared::{
     fault::Fault,
-    schedule::{Schedule, ScheduleType, eventbridge},
+    schedule::{Form, Schedule, ScheduleType, eventbridge},
 };
 
 fn at(text: &str) -> DateTime<Utc> {
@@ -529,8 +531,9 @@ fn surprises_are_warned_of() {
         ("0 0 31 1 *", "UTC", vec![]),
         ("0 0 29 2 *", "UTC", vec!["short_months"]),
         ("30 2 * * *", "America/New_York", vec!["dst_gap"]),
+        ("0 2 * * *", "America/New_York", vec!["dst_gap"]),
         ("30 2 * 6 *", "America/New_York", vec![]),
-        ("30 3 * * *", "America/New_York", vec![]),
+        ("0 3 * * *", "America/New_York", vec![]),
         ("30 * * * *", "America/New_York", vec!["dst_fold"]),
         ("30 * * * *", "Asia/Tokyo", vec![]),
     ];
@@ -580,8 +583,14 @@ fn slots_exist_beyond_the_year_2100_and_end_before_9000() {
     );
     assert_eq!(leap.next(DateTime::<Utc>::MAX_UTC), None);
     assert!(leap.next(DateTime::<Utc>::MIN_UTC).is_some());
+    for end_of_time in [DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC] {
+        let slots = cron("30 2 * * *", "America/New_York")
+            .preview(end_of_time, 1)
+            .slots;
+        assert_eq!(slots.is_empty(), end_of_time == DateTime::<Utc>::MAX_UTC);
+    }
     assert!(weekdays.next(at("8999-12-31T00:00:00Z")).is_some());
-    assert_eq!(weekdays.next(at("9000-01-01T00:00:01Z")), None);
+    assert_eq!(weekdays.next(at("9000-01-01T00:00:00Z")), None);
 }
 
 #[test]
@@ -629,4 +638,44 @@ fn the_check_of_expressions_knows_the_documented_forms() {
     for expression in refused {
         assert!(eventbridge::check(expression).is_err(), "{expression}");
     }
+}
+
+#[test]
+fn the_openapi_schema_is_a_union_told_apart_by_type() {
+    use utoipa::{PartialSchema, ToSchema};
+
+    let union = serde_json::to_value(Form::schema()).unwrap();
+    assert_eq!(union["discriminator"]["propertyName"], "type");
+    let mapping = union["discriminator"]["mapping"].as_object().unwrap();
+    let mut schemas = Vec::new();
+    Form::schemas(&mut schemas);
+    for kind in ScheduleType::ALL {
+        let place = mapping[kind.as_str()].as_str().unwrap();
+        let name = place.strip_prefix("#/components/schemas/").unwrap();
+        let references = union["oneOf"].as_array().unwrap();
+        assert!(
+            references
+                .iter()
+                .any(|reference| reference["$ref"] == place),
+            "{union}"
+        );
+        let (_, schema) = schemas.iter().find(|(known, _)| known == name).expect(name);
+        let schema = serde_json::to_value(schema).unwrap();
+        assert_eq!(
+            schema["properties"]["type"]["enum"],
+            json!([kind.as_str()]),
+            "{schema}"
+        );
+        assert_eq!(schema["additionalProperties"], false, "{schema}");
+        assert_eq!(
+            schema["properties"]["timezone"]["type"], "string",
+            "{schema}"
+        );
+        let required = schema["required"].as_array().unwrap();
+        assert!(
+            required.contains(&json!("type")) && !required.contains(&json!("timezone")),
+            "{schema}"
+        );
+    }
+    assert_eq!(Form::name(), "Schedule");
 }

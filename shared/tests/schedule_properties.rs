@@ -1,8 +1,10 @@
 //! What holds for every schedule, whatever was sent.
 
+#![expect(clippy::unwrap_used, reason = "the helpers of tests may panic")]
+
 use std::time::{Duration as Elapsed, Instant};
 
-use chrono::{DateTime, Datelike, Duration, NaiveDateTime, TimeZone, Timelike, Utc};
+use chrono::{DateTime, Duration, NaiveDateTime, TimeZone, Timelike, Utc};
 use chrono_tz::{TZ_VARIANTS, Tz};
 use croner::parser::{CronParser, Seconds};
 use proptest::prelude::*;
@@ -11,9 +13,19 @@ use shared::schedule::{Schedule, eventbridge};
 
 const SLOTS: usize = 6;
 
-/// Far over the promised 1 ms, because this also runs unoptimised on a busy machine; what it is to
-/// find is a search without a bound.
-const TOO_LONG: Elapsed = Elapsed::from_millis(250);
+/// The promise is 1 ms for optimised code; this also runs unoptimised on a busy machine. What it is
+/// to find is a search without a bound.
+const TOO_LONG: Elapsed = Elapsed::from_millis(25);
+
+/// How long something takes when nothing else gets in its way: the best of three.
+fn took<T>(work: impl Fn() -> T) -> Elapsed {
+    let once = || {
+        let started = Instant::now();
+        std::hint::black_box(work());
+        started.elapsed()
+    };
+    once().min(once()).min(once())
+}
 
 fn now() -> DateTime<Utc> {
     "2026-01-01T10:07:20Z".parse().unwrap()
@@ -70,6 +82,12 @@ fn instant() -> impl Strategy<Value = DateTime<Utc>> {
     (157_766_400i64..7_258_118_400).prop_map(|timestamp| Utc.timestamp_opt(timestamp, 0).unwrap())
 }
 
+/// An instant anywhere in a minute.
+fn moment() -> impl Strategy<Value = DateTime<Utc>> {
+    (instant(), 0i64..60_000)
+        .prop_map(|(minute, milliseconds)| minute + Duration::milliseconds(milliseconds))
+}
+
 /// An instant within hours of a change of the clocks, where the zone has one in the year.
 fn near_a_change(timezone: Tz, from: DateTime<Utc>, minutes: i64) -> DateTime<Utc> {
     let offset = |at: DateTime<Utc>| at.with_timezone(&timezone).naive_local() - at.naive_utc();
@@ -98,6 +116,7 @@ fn croner_walls(expression: &str, after: NaiveDateTime) -> impl Iterator<Item = 
 fn expected(expression: &str, timezone: Tz, after: DateTime<Utc>) -> Vec<DateTime<Utc>> {
     const HOURS_BEFORE: i64 = 26;
     let from = after.with_timezone(&timezone).naive_local() - Duration::hours(HOURS_BEFORE);
+    let from = from.with_nanosecond(0).unwrap();
     croner_walls(expression, from)
         .filter_map(|wall| timezone.from_local_datetime(&wall).earliest())
         .map(|at| at.to_utc())
@@ -179,9 +198,7 @@ fn ask(schedule: &Schedule, after: DateTime<Utc>) -> Elapsed {
         eventbridge::check(&entry.expression).unwrap();
     }
     assert_ne!(schedule.shortest_gap_minutes(), Some(0));
-    let started = Instant::now();
-    std::hint::black_box(schedule.next(after));
-    started.elapsed()
+    took(|| schedule.next(after))
 }
 
 proptest! {
@@ -189,7 +206,7 @@ proptest! {
 
     #[test]
     fn slots_are_those_of_an_independent_implementation(
-        expression in expression(), timezone in zone(), after in instant(),
+        expression in expression(), timezone in zone(), after in moment(),
     ) {
         if let Some(schedule) = parse(&expression, timezone) {
             prop_assert_eq!(slots(&schedule, after), expected(&expression, timezone, after));
@@ -199,7 +216,7 @@ proptest! {
     #[test]
     fn slots_near_a_change_of_the_clocks_are_first_passes(
         expression in "([0-5]?[0-9]|\\*|\\*/15) ([0-4]|\\*|0-3|\\*/2|0,23) \\* \\* \\*",
-        timezone in zone(), from in instant(), minutes in -60i64..1_500,
+        timezone in zone(), from in moment(), minutes in -60i64..1_500,
     ) {
         let after = near_a_change(timezone, from, minutes);
         let schedule = parse(&expression, timezone).unwrap();
@@ -208,7 +225,7 @@ proptest! {
 
     #[test]
     fn slots_increase_on_whole_minutes_and_never_repeat_a_local_time(
-        expression in expression(), timezone in zone(), from in instant(), minutes in -60i64..1_500,
+        expression in expression(), timezone in zone(), from in moment(), minutes in -60i64..1_500,
     ) {
         let after = near_a_change(timezone, from, minutes);
         if let Some(schedule) = parse(&expression, timezone) {
@@ -226,7 +243,7 @@ proptest! {
 
     #[test]
     fn asking_later_never_gives_an_earlier_slot(
-        expression in expression(), timezone in zone(), a in instant(), later_s in 0i64..10_000_000,
+        expression in expression(), timezone in zone(), a in moment(), later_s in 0i64..10_000_000,
     ) {
         if let Some(schedule) = parse(&expression, timezone) {
             let b = a + Duration::seconds(later_s);
@@ -264,7 +281,7 @@ proptest! {
     }
 
     #[test]
-    fn no_two_slots_are_closer_than_the_shortest_gap(expression in expression(), after in instant()) {
+    fn no_two_slots_are_closer_than_the_shortest_gap(expression in expression(), after in moment()) {
         if let Some(schedule) = parse(&expression, Tz::UTC) {
             let shortest = i64::from(schedule.shortest_gap_minutes().unwrap());
             for pair in slots(&schedule, after).windows(2) {
@@ -275,7 +292,7 @@ proptest! {
 
     #[test]
     fn intervals_are_even_and_stay_on_their_anchor(
-        every in 1u32..600_000, anchor_min in 0i64..20_000_000, after in instant(),
+        every in 1u32..600_000, anchor_min in 0i64..20_000_000, after in moment(),
     ) {
         let anchor = Utc.timestamp_opt(anchor_min * 60, 0).unwrap();
         let sent = json!({"type": "interval", "every_minutes": every, "anchor": anchor});
@@ -292,7 +309,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_stored_reads_back_the_same(form in form(), after in instant()) {
+    fn what_is_stored_reads_back_the_same(form in form(), after in moment()) {
         if let Ok(schedule) = Schedule::parse(&form, now()) {
             let stored = schedule.to_json();
             let read = Schedule::from_stored(&stored).unwrap();
@@ -302,11 +319,9 @@ proptest! {
     }
 
     #[test]
-    fn any_json_is_answered_at_once(value in prop_oneof![form(), anything()], after in instant()) {
-        let started = Instant::now();
-        let parsed = Schedule::parse(&value, now());
-        prop_assert!(started.elapsed() < TOO_LONG);
-        match parsed {
+    fn any_json_is_answered_at_once(value in prop_oneof![form(), anything()], after in moment()) {
+        prop_assert!(took(|| Schedule::parse(&value, now())) < TOO_LONG);
+        match Schedule::parse(&value, now()) {
             Ok(schedule) => prop_assert!(ask(&schedule, after) < TOO_LONG),
             Err(faults) => prop_assert!(!faults.is_empty()),
         }
@@ -323,11 +338,9 @@ proptest! {
         after in any::<i64>(),
     ) {
         let after = DateTime::from_timestamp(after / 1_000_000, 0).unwrap_or_else(now);
-        let started = Instant::now();
-        let parsed = parse(&text, Tz::America__New_York);
-        let _ = eventbridge::check(&text);
-        prop_assert!(started.elapsed() < TOO_LONG);
-        if let Some(schedule) = parsed {
+        prop_assert!(took(|| parse(&text, Tz::America__New_York)) < TOO_LONG);
+        prop_assert!(took(|| eventbridge::check(&text)) < TOO_LONG);
+        if let Some(schedule) = parse(&text, Tz::America__New_York) {
             prop_assert!(ask(&schedule, after) < TOO_LONG);
         }
     }

@@ -7,10 +7,13 @@
 
 pub mod audit;
 pub mod auth;
+pub mod deliveries;
 mod error;
 pub mod health;
 pub mod idempotency;
 pub mod migrate;
+pub mod retention;
+pub mod runs;
 pub mod system;
 mod tenant_tx;
 pub mod tenants;

@@ -220,7 +220,7 @@ fn rate(inner: &str) -> Result<(), Refused> {
     let Some((value, unit)) = inner.split_once(' ') else {
         return refuse("write rate(value unit)");
     };
-    if !number(value).is_some_and(|value| value > 0) {
+    if number(value).is_none_or(|value| value == 0) {
         return refuse("a rate's value is a positive whole number");
     }
     match unit {
