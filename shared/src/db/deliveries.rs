@@ -13,6 +13,7 @@ use super::{
     tenant_tx::step,
 };
 use crate::{
+    destination::Kind,
     ids::{DeliveryId, PromptId, RunId, TenantId},
     run::{DeliveryStatus, RunStatus, RunTrigger},
 };
@@ -45,6 +46,10 @@ pub struct LockedDelivery {
     pub prompt_id: PromptId,
     /// The run's slot, or when it was asked for.
     pub scheduled_for: DateTime<Utc>,
+    /// How it goes out.
+    pub kind: Kind,
+    /// Where to: addresses, URL or key.
+    pub target: String,
     /// The destination as stored.
     pub destination: Value,
     /// The bytes to send; `None`: the run's output.
@@ -77,7 +82,7 @@ pub async fn lock_due(
         .pipeline(&[
             step(
                 "-- deliveries::lock_due
-                 SELECT d.run_id, d.destination, d.body, d.fence, d.attempt, d.attempts_max, d.status,
+                 SELECT d.run_id, d.kind, d.target, d.destination, d.body, d.fence, d.attempt, d.attempts_max, d.status,
                         r.prompt_id, r.scheduled_for,
                         CASE WHEN d.body IS NULL THEN r.output END AS output,
                         EXISTS (SELECT FROM gone_webhooks g WHERE g.url = d.target) AS gone
@@ -103,6 +108,8 @@ pub async fn lock_due(
         run_id: RunId::from(column::<Uuid>(row, "run_id")?),
         prompt_id: PromptId::from(column::<Uuid>(row, "prompt_id")?),
         scheduled_for: column(row, "scheduled_for")?,
+        kind: word(row, "kind")?,
+        target: column(row, "target")?,
         destination: column(row, "destination")?,
         body: column(row, "body")?,
         output: column(row, "output")?,
@@ -200,15 +207,39 @@ pub struct RunEnd {
     pub status: Option<RunStatus>,
     /// What made it.
     pub trigger: RunTrigger,
+    /// When the delivery settled.
+    pub now: DateTime<Utc>,
     /// The prompt is paused by this failure.
     pub pauses: bool,
+    /// Failures in a row, with this one if it is one.
+    pub consecutive_failures: i32,
     /// Who is told of a failure.
     pub notification_email: Option<String>,
+    /// What the run ran, for a notice about it.
+    pub spec: Option<Value>,
+    /// Its slot, or when it was asked for.
+    pub scheduled_for: DateTime<Utc>,
     /// The prompt.
     pub prompt_id: PromptId,
     /// Which rule ended it: `delivery_failed`, or nothing.
     pub reason: Option<&'static str>,
     may_uncount: bool,
+}
+
+impl RunEnd {
+    /// Who is told of the run's failure, and of what.
+    #[must_use]
+    pub fn notice(&self) -> runs::Notice<'_> {
+        runs::Notice {
+            at: self.now,
+            to: self
+                .notification_email
+                .as_deref()
+                .filter(|_| self.trigger != RunTrigger::Test),
+            pauses: self.pauses,
+            consecutive_failures: self.consecutive_failures,
+        }
+    }
 }
 
 /// Writes what an attempt came to, and looks whether that ends the run. One round trip;
@@ -226,7 +257,8 @@ pub async fn settle(
         .pipeline(&[
             step(
                 "-- deliveries::lock_prompt
-                 SELECT p.id, p.notification_email,
+                 SELECT p.id, p.notification_email, clock_timestamp() AS now, r.scheduled_for,
+                        p.consecutive_failures + 1 AS consecutive_failures,
                         p.status = 'active' AND p.pause_after_failures > 0
                             AND p.consecutive_failures + 1 >= p.pause_after_failures AS pauses
                    FROM scheduled_prompts p
@@ -258,12 +290,18 @@ pub async fn settle(
             ),
             step(
                 "-- deliveries::outcome_of_run
-                 SELECT r.status, r.reason, r.trigger,
-                        count(*) FILTER (WHERE d.status IN ('pending', 'sending', 'retrying')) AS open,
-                        count(*) FILTER (WHERE d.status IN ('exhausted', 'held')) AS failed
+                 SELECT r.status, r.reason, r.trigger, c.open, c.failed,
+                        CASE WHEN c.open = 0 AND c.failed > 0 THEN
+                             (SELECT v.spec FROM prompt_versions v
+                               WHERE v.prompt_id = r.prompt_id AND v.version = r.prompt_version)
+                        END AS spec
                    FROM scheduled_prompt_runs r
-                   JOIN deliveries d ON d.tenant_id = r.tenant_id AND d.run_id = r.id AND d.purpose = 'output'
-                  WHERE r.id = $1 GROUP BY r.status, r.reason, r.trigger",
+                  CROSS JOIN LATERAL (
+                        SELECT count(*) AS total,
+                               count(*) FILTER (WHERE d.status IN ('pending', 'sending', 'retrying')) AS open,
+                               count(*) FILTER (WHERE d.status IN ('exhausted', 'held')) AS failed
+                          FROM deliveries d WHERE d.run_id = r.id AND d.purpose = 'output') c
+                  WHERE r.id = $1 AND c.total > 0",
                 &[&run],
             ),
         ])
@@ -277,7 +315,11 @@ pub async fn settle(
     let mut end = RunEnd {
         status: None,
         trigger: RunTrigger::Schedule,
+        now: column(prompt, "now")?,
         pauses: column(prompt, "pauses")?,
+        consecutive_failures: column(prompt, "consecutive_failures")?,
+        spec: None,
+        scheduled_for: column(prompt, "scheduled_for")?,
         notification_email: column(prompt, "notification_email")?,
         prompt_id: PromptId::from(column::<Uuid>(prompt, "id")?),
         reason: None,
@@ -294,6 +336,7 @@ pub async fn settle(
                 end.status = Some(RunStatus::Succeeded);
             }
             RunStatus::Generated if open == 0 => {
+                end.spec = column(row, "spec")?;
                 end.status = Some(RunStatus::Failed);
                 end.reason = Some("delivery_failed");
             }
@@ -328,7 +371,7 @@ pub async fn finish(
     claim: &DeliveryClaim,
     settled: &Settled,
     end: &RunEnd,
-    notices: &[runs::NewDelivery],
+    notices: &[&runs::NewDelivery],
     lease_ms: i64,
 ) -> Result<(), DbError> {
     let tenant = tx.tenant().uuid();

@@ -530,18 +530,27 @@ pub struct Answer<'a> {
     pub sha256: [u8; 32],
     /// The model, as the provider names it.
     pub model: &'a str,
-    /// Tokens read, cached ones included.
-    pub input_tokens: i64,
-    /// Tokens written.
-    pub output_tokens: i64,
-    /// Tokens of the input that the provider had cached.
-    pub cached_tokens: i64,
+    /// Where a text over 256 KiB was stored; such a text is not kept in the row.
+    pub output_uri: Option<&'a str>,
+    /// What the call used; `None` when the provider did not say.
+    pub tokens: Option<Tokens>,
     /// US dollars; `None` when the price is not known.
     pub cost_usd: Option<Decimal>,
     /// The price snapshot that gave the cost.
     pub price_version: &'a str,
     /// Of the call.
     pub latency_ms: i64,
+}
+
+/// Tokens of one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tokens {
+    /// Tokens read, cached ones included.
+    pub input: i64,
+    /// Tokens written.
+    pub output: i64,
+    /// Tokens of the input that the provider had cached.
+    pub cached: i64,
 }
 
 /// Facts about the prompt that a recording needs, locked.
@@ -555,12 +564,43 @@ pub struct Recorded {
     pub trigger: RunTrigger,
     /// The prompt is paused by this failure.
     pub pauses: bool,
+    /// Failures in a row, with this one if it is one.
+    pub consecutive_failures: i32,
     /// Who is told of a failure.
     pub notification_email: Option<String>,
     /// The tenant's sealed signing secrets.
     pub secrets: SealedSecrets,
     /// Webhooks that answered 410.
     pub gone_webhooks: Vec<String>,
+}
+
+impl Recorded {
+    /// Who is told of a failure, and of what.
+    #[must_use]
+    pub fn notice(&self) -> Notice<'_> {
+        Notice {
+            at: self.now,
+            to: self
+                .notification_email
+                .as_deref()
+                .filter(|_| self.trigger != RunTrigger::Test),
+            pauses: self.pauses,
+            consecutive_failures: self.consecutive_failures,
+        }
+    }
+}
+
+/// Who is told of a failure, and of what.
+#[derive(Debug, Clone, Copy)]
+pub struct Notice<'a> {
+    /// When it failed.
+    pub at: DateTime<Utc>,
+    /// The prompt's notification address; `None`: nobody is told.
+    pub to: Option<&'a str>,
+    /// The failure pauses the prompt.
+    pub pauses: bool,
+    /// Failures in a row, this one included.
+    pub consecutive_failures: i32,
 }
 
 /// A tenant's webhook secrets, sealed.
@@ -606,25 +646,28 @@ pub async fn record_output(
 ) -> Result<Recorded, DbError> {
     let run = claim.run_id.uuid();
     let bytes = i64::try_from(answer.output.len()).unwrap_or(i64::MAX);
-    let tokens_used = answer.input_tokens + answer.output_tokens;
+    let inline = answer.output_uri.is_none().then_some(answer.output);
+    let [input, output, cached] = columns_of(answer.tokens);
+    let tokens_used = answer.tokens.map(|tokens| tokens.input + tokens.output);
     let sha256: &[u8] = &answer.sha256;
     let status = status.as_str();
-    let update: [Param<'_>; 15] = [
+    let update: [Param<'_>; 16] = [
         &run,
         &claim.fence,
         &status,
-        &answer.output,
+        &inline,
         &sha256,
         &bytes,
         &answer.truncated,
         &answer.model,
-        &answer.input_tokens,
-        &answer.output_tokens,
-        &answer.cached_tokens,
+        &input,
+        &output,
+        &cached,
         &tokens_used,
         &answer.cost_usd,
         &answer.price_version,
         &answer.latency_ms,
+        &answer.output_uri,
     ];
     recorded(
         tx,
@@ -635,7 +678,7 @@ pub async fn record_output(
                 SET status = $3, output = $4, output_sha256 = $5, output_bytes = $6,
                     output_truncated = $7, model = $8, input_tokens = $9, output_tokens = $10,
                     cached_tokens = $11, tokens_used = $12, cost_usd = $13, price_version = $14,
-                    latency_ms = $15, lease_expires_at = NULL, error_code = NULL,
+                    latency_ms = $15, output_uri = $16, lease_expires_at = NULL, error_code = NULL,
                     error_message = NULL, reason = NULL,
                     completed_at = CASE WHEN $3 = 'succeeded' THEN clock_timestamp() END
               WHERE id = $1 AND fence = $2 AND status = 'running'
@@ -667,6 +710,17 @@ pub enum AfterFailure {
     },
     /// No other try: `failed` or `timed_out`.
     End(RunStatus),
+}
+
+impl AfterFailure {
+    /// Whether no other try follows.
+    #[must_use]
+    pub fn ends(self) -> bool {
+        match self {
+            Self::RetryIn { .. } => false,
+            Self::End(_) => true,
+        }
+    }
 }
 
 /// Writes a failed try into a claimed run. One round trip; [`finish_failure`] must follow in the
@@ -710,6 +764,14 @@ pub async fn record_failure(
     .await
 }
 
+fn columns_of(tokens: Option<Tokens>) -> [Option<i64>; 3] {
+    [
+        tokens.map(|tokens| tokens.input),
+        tokens.map(|tokens| tokens.output),
+        tokens.map(|tokens| tokens.cached),
+    ]
+}
+
 async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Recorded, DbError> {
     let prompt = claim.prompt_id.uuid();
     let results = tx
@@ -717,6 +779,7 @@ async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Reco
             step(
                 "-- runs::lock_prompt
                  SELECT clock_timestamp() AS now, notification_email,
+                        consecutive_failures + 1 AS consecutive_failures,
                         status = 'active' AND pause_after_failures > 0
                             AND consecutive_failures + 1 >= pause_after_failures AS pauses
                    FROM scheduled_prompts WHERE id = $1 FOR NO KEY UPDATE",
@@ -741,6 +804,7 @@ async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Reco
         started_at: column(run, "started_at")?,
         trigger,
         pauses: column::<bool>(prompt, "pauses")? && trigger != RunTrigger::Test,
+        consecutive_failures: column(prompt, "consecutive_failures")?,
         notification_email: column(prompt, "notification_email")?,
         secrets: sealed_secrets(secrets)?,
         gone_webhooks: gone
@@ -761,11 +825,13 @@ pub async fn finish_output(
     recorded: &Recorded,
     answer: &Answer<'_>,
     status: RunStatus,
-    deliveries: &[NewDelivery],
+    deliveries: &[&NewDelivery],
     lease_ms: i64,
 ) -> Result<(), DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
+    let [input, output, cached] = columns_of(answer.tokens);
+    let cost = answer.cost_usd.unwrap_or_default();
     let rows = DeliveryRows::new(deliveries);
     let log = Log::new(
         "info",
@@ -773,12 +839,11 @@ pub async fn finish_output(
         json!({
             "attempt": claim.attempt,
             "latency_ms": answer.latency_ms,
-            "input_tokens": answer.input_tokens,
-            "output_tokens": answer.output_tokens,
+            "input_tokens": input,
+            "output_tokens": output,
             "output_truncated": answer.truncated,
         }),
     );
-    let cost = answer.cost_usd.unwrap_or_default();
     let counted = Counted::of(status, recorded.trigger);
     tx.commit_with(&[
         step(
@@ -790,9 +855,9 @@ pub async fn finish_output(
             &[
                 &run,
                 &claim.fence,
-                &answer.input_tokens,
-                &answer.output_tokens,
-                &answer.cached_tokens,
+                &input,
+                &output,
+                &cached,
                 &answer.cost_usd,
             ],
         ),
@@ -817,7 +882,7 @@ pub async fn finish_output(
                     input_tokens = tenant_usage.input_tokens + excluded.input_tokens,
                     output_tokens = tenant_usage.output_tokens + excluded.output_tokens,
                     cost_settled_usd = tenant_usage.cost_settled_usd + excluded.cost_settled_usd",
-            &[&tenant, &answer.input_tokens, &answer.output_tokens, &cost],
+            &[&tenant, &input.unwrap_or(0), &output.unwrap_or(0), &cost],
         ),
         step(INSERT_LOG, &log.params(&tenant, &run)),
     ])
@@ -835,7 +900,7 @@ pub async fn finish_failure(
     recorded: &Recorded,
     failure: &Failure,
     attempt_status: &'static str,
-    notices: &[NewDelivery],
+    notices: &[&NewDelivery],
     lease_ms: i64,
 ) -> Result<(), DbError> {
     let tenant = tx.tenant().uuid();
@@ -893,14 +958,8 @@ pub async fn settle_late(
     claim: &Claim,
     answer: Option<&Answer<'_>>,
 ) -> Result<(), DbError> {
-    let (input, output, cached, cost) = answer.map_or((None, None, None, None), |answer| {
-        (
-            Some(answer.input_tokens),
-            Some(answer.output_tokens),
-            Some(answer.cached_tokens),
-            answer.cost_usd,
-        )
-    });
+    let [input, output, cached] = columns_of(answer.and_then(|answer| answer.tokens));
+    let cost = answer.and_then(|answer| answer.cost_usd);
     let status = if answer.is_some() { "ok" } else { "unknown" };
     tx.commit_with(&[step(
         "-- runs::settle_late
@@ -1304,7 +1363,7 @@ pub(super) struct DeliveryRows<'a> {
 }
 
 impl<'a> DeliveryRows<'a> {
-    pub(super) fn new(deliveries: &'a [NewDelivery]) -> Self {
+    pub(super) fn new(deliveries: &[&'a NewDelivery]) -> Self {
         let mut rows = Self::default();
         for delivery in deliveries {
             rows.ids.push(delivery.id.uuid());
