@@ -12,6 +12,7 @@ pub mod ids;
 pub mod model;
 pub mod outbound;
 pub mod price;
+pub mod prompt;
 pub mod schedule;
 pub mod seal;
 pub mod secret;

@@ -104,6 +104,13 @@ pub struct Preview {
     pub warnings: Vec<Warning>,
 }
 
+/// Two schedules with the same JSON have the same slots.
+impl PartialEq for Schedule {
+    fn eq(&self, other: &Self) -> bool {
+        self.form == other.form
+    }
+}
+
 impl Schedule {
     /// Reads a schedule that a caller sent.
     ///
