@@ -531,8 +531,9 @@ fn surprises_are_warned_of() {
         ("0 0 31 1 *", "UTC", vec![]),
         ("0 0 29 2 *", "UTC", vec!["short_months"]),
         ("30 2 * * *", "America/New_York", vec!["dst_gap"]),
+        ("0 2 * * *", "America/New_York", vec!["dst_gap"]),
         ("30 2 * 6 *", "America/New_York", vec![]),
-        ("30 3 * * *", "America/New_York", vec![]),
+        ("0 3 * * *", "America/New_York", vec![]),
         ("30 * * * *", "America/New_York", vec!["dst_fold"]),
         ("30 * * * *", "Asia/Tokyo", vec![]),
     ];
@@ -582,8 +583,14 @@ fn slots_exist_beyond_the_year_2100_and_end_before_9000() {
     );
     assert_eq!(leap.next(DateTime::<Utc>::MAX_UTC), None);
     assert!(leap.next(DateTime::<Utc>::MIN_UTC).is_some());
+    for end_of_time in [DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC] {
+        let slots = cron("30 2 * * *", "America/New_York")
+            .preview(end_of_time, 1)
+            .slots;
+        assert_eq!(slots.is_empty(), end_of_time == DateTime::<Utc>::MAX_UTC);
+    }
     assert!(weekdays.next(at("8999-12-31T00:00:00Z")).is_some());
-    assert_eq!(weekdays.next(at("9000-01-01T00:00:01Z")), None);
+    assert_eq!(weekdays.next(at("9000-01-01T00:00:00Z")), None);
 }
 
 #[test]
