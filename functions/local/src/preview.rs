@@ -51,7 +51,10 @@ fn print(preview: &Preview) {
         println!("  {}   {}", slot.local, slot.scheduled_for);
     }
     for entry in &preview.eventbridge {
-        println!("EventBridge Scheduler: {} in {}", entry.expression, entry.timezone);
+        println!(
+            "EventBridge Scheduler: {} in {}",
+            entry.expression, entry.timezone
+        );
     }
     for warning in &preview.warnings {
         println!("note ({}): {}", warning.code, warning.detail);
