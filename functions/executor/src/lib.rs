@@ -22,7 +22,6 @@ pub mod model;
 mod runs;
 
 /// Everything that runs go through. One per process.
-#[derive(Debug)]
 pub struct Executor {
     /// The database.
     pub db: Db,

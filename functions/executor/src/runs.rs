@@ -10,11 +10,12 @@ use shared::{
         DbError,
         runs::{self, AfterFailure, Answer, Claim, Failure, Intent, LockedRun, NextStep, Tokens},
     },
+    fault::Fault,
     ids::{PromptId, RunId, TenantId},
     prompt::{Overlap, PromptSpec},
     run::{RunStatus, RunTrigger},
     slots::{self, Fate, Plan, Policy},
-    template::{Template, TemplateError, Values},
+    template::{Template, Values},
 };
 use tracing::{info, warn};
 
@@ -52,13 +53,22 @@ pub(crate) async fn fire(
     let plan = slots::plan(due.next_run_at, due.now, policy, &due.open, |after| {
         spec.schedule().next(after)
     });
-    let attempts_max = spec.max_retries() + 1;
+    let attempts_max = attempts_max(&spec);
     let Some(slot) = claimable(&plan, &due, policy.overlap) else {
         runs::write_plan(tx, &due, &plan, attempts_max, None).await?;
         return Ok(());
     };
     let run_id = RunId::new();
-    let job = Job::prepare(&tx, prompt_id, run_id, slot, RunTrigger::Schedule, spec, None).await?;
+    let job = Job::prepare(
+        &tx,
+        prompt_id,
+        run_id,
+        slot,
+        RunTrigger::Schedule,
+        spec,
+        None,
+    )
+    .await?;
     let intent = job.intent(executor);
     match runs::write_plan(tx, &due, &plan, attempts_max, Some((run_id, &intent))).await? {
         Some(claim) => execute(executor, claim, job).await,
@@ -114,13 +124,17 @@ fn claimable(plan: &Plan, due: &runs::DuePrompt, overlap: Overlap) -> Option<Dat
         .map(|row| row.scheduled_for)
 }
 
+fn attempts_max(spec: &PromptSpec) -> i32 {
+    i32::try_from(spec.max_retries()).map_or(i32::MAX, |retries| retries.saturating_add(1))
+}
+
 /// What a claimed run is to do.
 pub(crate) struct Job {
     pub(crate) spec: PromptSpec,
     pub(crate) scheduled_for: DateTime<Utc>,
     pub(crate) trigger: RunTrigger,
     previous_output: Option<String>,
-    input: Result<String, TemplateError>,
+    input: Result<String, Failure>,
 }
 
 impl Job {
@@ -134,34 +148,62 @@ impl Job {
         spec: PromptSpec,
         rendered_input: Option<String>,
     ) -> Result<Self, DbError> {
-        let previous_output = if spec.uses_previous_output() {
-            runs::previous_output(tx, prompt_id).await?
-        } else {
-            None
-        };
         let mut job = Self {
             spec,
             scheduled_for,
             trigger,
-            previous_output,
-            input: Ok(String::new()),
+            previous_output: None,
+            input: Ok(rendered_input.unwrap_or_default()),
         };
-        job.input = match rendered_input {
-            Some(input) => Ok(input),
-            None => job.render(job.spec.prompt_text(), run_id),
-        };
+        if job.input.as_ref().is_ok_and(String::is_empty) {
+            let template = Template::parse(job.spec.prompt_text());
+            if template.as_ref().is_ok_and(Template::uses_previous_output) {
+                job.previous_output = runs::previous_output(tx, prompt_id).await?;
+            }
+            job.input = job.render(template, run_id);
+        }
         Ok(job)
     }
 
-    /// Renders a template of the prompt's; its text was checked when it was saved.
-    pub(crate) fn render(&self, text: &str, run_id: RunId) -> Result<String, TemplateError> {
-        let template = Template::parse(text).map_err(|_faults| TemplateError::Unreadable)?;
-        template.render(&Values {
-            scheduled_for: self.scheduled_for,
-            timezone: self.spec.schedule().timezone(),
-            context: self.spec.context(),
-            previous_output: self.previous_output.as_deref(),
-            run_id,
+    fn render(
+        &self,
+        template: Result<Template, Vec<Fault>>,
+        run_id: RunId,
+    ) -> Result<String, Failure> {
+        // The text was checked when it was saved: only a newer program can find a fault in it.
+        let failure = |detail: String| final_failure("template_error", detail, RunStatus::Failed);
+        let template = template.map_err(|faults| {
+            let first = faults.first().map(|fault| fault.detail.clone());
+            failure(first.unwrap_or_default())
+        })?;
+        template
+            .render(&Values {
+                scheduled_for: self.scheduled_for,
+                timezone: self.spec.schedule().timezone(),
+                context: self.spec.context(),
+                previous_output: self.previous_output.as_deref(),
+                run_id,
+            })
+            .map_err(|error| failure(error.to_string()))
+    }
+
+    /// An email's subject; `None` where the destination has none of its own.
+    pub(crate) fn subject(&self, text: Option<&str>, run_id: RunId) -> Option<String> {
+        self.render(Template::parse(text?), run_id).ok()
+    }
+
+    /// A run that is over, for what only tells of it.
+    pub(crate) fn ended(
+        spec: &serde_json::Value,
+        scheduled_for: DateTime<Utc>,
+        trigger: RunTrigger,
+    ) -> Result<Self, DbError> {
+        Ok(Self {
+            spec: stored_spec(spec)?,
+            scheduled_for,
+            trigger,
+            previous_output: None,
+            input: Ok(String::new()),
         })
     }
 
@@ -222,12 +264,7 @@ async fn execute(executor: &Executor, claim: Claim, job: Job) -> Result<(), DbEr
 async fn attempt(executor: &Executor, claim: &Claim, job: &Job) -> Tried {
     let input = match &job.input {
         Ok(input) => input,
-        Err(error) => {
-            return Tried::Failed(
-                final_failure(error.code(), error.to_string(), RunStatus::Failed),
-                "error",
-            );
-        }
+        Err(failure) => return Tried::Failed(failure.clone(), "error"),
     };
     let begun = Instant::now();
     let Some(result) = call_model(executor, claim, job, input).await else {
@@ -242,7 +279,11 @@ async fn attempt(executor: &Executor, claim: &Claim, job: &Job) -> Tried {
             None => Tried::Answered(answer, begun.elapsed()),
         },
         Err(error) => {
-            let status = if error.outcome_unknown() { "unknown" } else { "error" };
+            let status = if error.outcome_unknown() {
+                "unknown"
+            } else {
+                "error"
+            };
             Tried::Failed(after_error(&error, claim, job), status)
         }
     }
@@ -261,7 +302,8 @@ async fn call_model(
         input,
         settings: job.spec.model_settings(),
     };
-    let call = executor.models.call(&request, job.spec.timeout());
+    let timeout = Duration::from_millis(job.spec.timeout_ms().into());
+    let call = executor.models.call(&request, timeout);
     tokio::pin!(call);
     let period = executor.lease / 3;
     let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
@@ -374,7 +416,16 @@ pub(crate) async fn record_failure(
     };
     let rows = notices.iter().map(|one| &one.row).collect::<Vec<_>>();
     let lease_ms = executor.lease_ms();
-    runs::finish_failure(tx, claim, &recorded, &failure, attempt_status, &rows, lease_ms).await?;
+    runs::finish_failure(
+        tx,
+        claim,
+        &recorded,
+        &failure,
+        attempt_status,
+        &rows,
+        lease_ms,
+    )
+    .await?;
     warn!(
         run.id = %claim.run_id, prompt.id = %claim.prompt_id, tenant.id = %claim.tenant_id,
         run.attempt = claim.attempt, run.attempts_max = claim.attempts_max,
@@ -391,13 +442,7 @@ async fn give_up(
     locked: &LockedRun,
 ) -> Result<(), DbError> {
     let claim = runs::vanished_claim(tenant_id, locked);
-    let job = Job {
-        spec: stored_spec(&locked.spec)?,
-        scheduled_for: locked.scheduled_for,
-        trigger: locked.trigger,
-        previous_output: None,
-        input: Ok(String::new()),
-    };
+    let job = Job::ended(&locked.spec, locked.scheduled_for, locked.trigger)?;
     let failure = final_failure(
         "worker_lost",
         "the process that ran the last try vanished; the model may have been called".to_owned(),
@@ -410,13 +455,14 @@ fn after_error(error: &ModelError, claim: &Claim, job: &Job) -> Failure {
     let then = match error.disposition() {
         Disposition::Retry { after } if claim.attempt < claim.attempts_max => {
             let attempt = u32::try_from(claim.attempt).unwrap_or(1);
-            let delay = backoff::delay(attempt, job.spec.retry_delay(), RETRY_CAP, after);
+            let base = Duration::from_millis(job.spec.retry_delay_ms().into());
+            let delay = backoff::delay(attempt, base, RETRY_CAP, after);
             AfterFailure::RetryIn {
                 delay_ms: i64::try_from(delay.as_millis()).unwrap_or(i64::MAX),
             }
         }
         Disposition::Retry { .. } | Disposition::GiveUp => {
-            AfterFailure::End(if error.is_timeout() {
+            AfterFailure::End(if matches!(error, ModelError::Timeout) {
                 RunStatus::TimedOut
             } else {
                 RunStatus::Failed

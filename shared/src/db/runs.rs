@@ -4,6 +4,7 @@
 //! cannot wait for each other. Every write of a claimant names its fence; one that changes no row
 //! is a [`DbError::StaleLease`]. Counters change in the transaction that records the fact.
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ use super::{
     tenant_tx::{Step, step},
 };
 use crate::{
+    destination::Kind,
     ids::{AttemptId, DeliveryId, PromptId, RunId, TenantId},
     run::{RunStatus, RunTrigger},
     slots::{Fate, OpenRun, Plan},
@@ -621,14 +623,14 @@ pub struct NewDelivery {
     pub purpose: &'static str,
     /// Place of the destination in the prompt's list.
     pub position: i32,
-    /// `email`, `webhook` or `storage`.
-    pub kind: &'static str,
+    /// How it goes out.
+    pub kind: Kind,
     /// Addresses, URL or key.
     pub target: String,
     /// The destination as stored.
     pub destination: Value,
     /// The bytes that every attempt sends; `None`: the run's output itself.
-    pub body: Option<Vec<u8>>,
+    pub body: Option<Bytes>,
     /// Attempts at the most.
     pub attempts_max: i32,
 }
@@ -1369,7 +1371,7 @@ impl<'a> DeliveryRows<'a> {
             rows.ids.push(delivery.id.uuid());
             rows.purposes.push(delivery.purpose);
             rows.positions.push(delivery.position);
-            rows.kinds.push(delivery.kind);
+            rows.kinds.push(delivery.kind.as_str());
             rows.targets.push(&delivery.target);
             rows.destinations.push(&delivery.destination);
             rows.bodies.push(delivery.body.as_deref());
