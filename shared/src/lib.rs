@@ -4,11 +4,25 @@
 //! import neither `db` nor a network client. All SQL lives in `db`; nothing outside it can run a
 //! statement.
 
+pub mod api_key;
 pub mod backoff;
+pub mod db;
 pub mod destination;
+pub mod env;
 pub mod fault;
+pub mod fields;
 pub mod ids;
+pub mod message;
+pub mod model;
 pub mod outbound;
+pub mod price;
+pub mod prompt;
+pub mod queue;
+pub mod run;
+pub mod schedule;
 pub mod seal;
 pub mod secret;
+pub mod slots;
+pub mod telemetry;
+pub mod template;
 pub mod webhook_secret;

@@ -1,4 +1,65 @@
 //! Turns a wake-up into a run: claim, render, model call, record, deliver.
+//!
+//! A wake-up carries no truth. What it names is looked at under a lock, and what is not due, or is
+//! held by somebody else, is left alone. No transaction spans a call to the outside.
+
+use std::time::Duration;
+
+use lettre::message::Mailbox;
+use shared::{
+    db::{Db, DbError},
+    message::WakeUp,
+    price::Catalog,
+    seal::Sealer,
+};
+
+use crate::{deliver::Sender, model::Models};
 
 pub mod deliver;
+mod deliveries;
 pub mod http;
+pub mod model;
+mod runs;
+
+/// Everything that runs go through. One per process.
+pub struct Executor {
+    /// The database.
+    pub db: Db,
+    /// The models.
+    pub models: Models,
+    /// The ways out.
+    pub sender: Sender,
+    /// Opens the tenants' signing secrets.
+    pub sealer: Sealer,
+    /// Prices.
+    pub catalog: Catalog,
+    /// Who emails come from.
+    pub from: Mailbox,
+    /// How long a claim holds without being renewed. It must be longer than a delivery attempt.
+    pub lease: Duration,
+}
+
+impl Executor {
+    /// Does what a wake-up asks to look at, if it is due.
+    ///
+    /// # Errors
+    /// When the database does not answer. Nothing is lost: what was claimed comes back when its
+    /// lease ends, and the sweeper finds the rest.
+    pub async fn handle(&self, wake_up: WakeUp) -> Result<(), DbError> {
+        match wake_up {
+            WakeUp::Prompt {
+                tenant_id,
+                prompt_id,
+            } => runs::fire(self, tenant_id, prompt_id).await,
+            WakeUp::Run { tenant_id, run_id } => runs::resume(self, tenant_id, run_id).await,
+            WakeUp::Delivery {
+                tenant_id,
+                delivery_id,
+            } => deliveries::resume(self, tenant_id, delivery_id).await,
+        }
+    }
+
+    fn lease_ms(&self) -> i64 {
+        i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX)
+    }
+}

@@ -1,1 +1,12 @@
 //! The three functions in one process: for a laptop, for tests and for small installs.
+
+pub mod child;
+pub mod cli;
+mod client;
+mod demo;
+pub mod postgres;
+mod preview;
+pub mod service;
+mod table;
+mod up;
+mod worker;

@@ -1,1 +1,74 @@
-//! Finds what no wake-up has found.
+//! Finds what no wake-up has found: late slots, queued runs whose time has come, expired leases,
+//! due delivery retries, and what retention lets go.
+//!
+//! It decides nothing about a run: it sends wake-ups, and the executor looks under a lock.
+
+use shared::{
+    db::{
+        Db, DbError,
+        retention::{self, Expired},
+        system,
+    },
+    ids::TenantId,
+    queue::Queue,
+};
+
+/// Rows of each kind that one sweep may find; the rest is found by the next.
+const ROWS_MAX: i32 = 500;
+
+/// Tenants that one pass of retention looks at.
+const TENANTS_MAX: i32 = 50;
+
+/// Rows of each kind that one pass deletes of a tenant.
+const EXPIRED_MAX: i64 = 500;
+
+/// What a sweep found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Wake-ups sent.
+    pub sent: usize,
+    /// Wake-ups that the queue had no room for; the next sweep finds them again.
+    pub postponed: usize,
+}
+
+/// Looks once for due work and sends a wake-up for each find. Three round trips, side by side.
+///
+/// # Errors
+/// When the database does not answer; what was sent stays sent.
+pub async fn sweep(db: &Db, queue: &Queue) -> Result<Swept, DbError> {
+    let (deliveries, runs, prompts) = tokio::try_join!(
+        system::due_deliveries(db, ROWS_MAX),
+        system::due_runs(db, ROWS_MAX),
+        system::due_prompts(db, ROWS_MAX),
+    )?;
+    let mut swept = Swept::default();
+    for wake_up in deliveries.into_iter().chain(runs).chain(prompts) {
+        if queue.offer(wake_up) {
+            swept.sent += 1;
+        } else {
+            swept.postponed += 1;
+        }
+    }
+    Ok(swept)
+}
+
+/// Deletes what is over its time for the tenants after `after`; gives the tenant to go on from,
+/// or `None` at the end of the list.
+///
+/// # Errors
+/// When the database does not answer; what was deleted stays deleted.
+pub async fn expire(
+    db: &Db,
+    after: Option<TenantId>,
+) -> Result<(Expired, Option<TenantId>), DbError> {
+    let tenants = system::tenants(db, after, TENANTS_MAX).await?;
+    let mut total = Expired::default();
+    for tenant in &tenants {
+        let expired = retention::expire(db.tenant(tenant.id).await?, EXPIRED_MAX).await?;
+        total.runs += expired.runs;
+        total.idempotency_keys += expired.idempotency_keys;
+        total.prompts += expired.prompts;
+    }
+    let full = i32::try_from(tenants.len()) == Ok(TENANTS_MAX);
+    Ok((total, tenants.last().filter(|_| full).map(|last| last.id)))
+}

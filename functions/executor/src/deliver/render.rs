@@ -207,25 +207,35 @@ pub fn webhook(
     })
 }
 
-/// The file with a run's output: `tenants/{tenant}/prompts/{prompt}/{slot}/{run}.md`, where the slot
-/// is `20260102T090000Z`, or `unscheduled` for a run that somebody asked for.
+/// The file with a run's output.
 #[must_use]
 pub fn storage(facts: &RunFacts<'_>) -> Rendered {
-    let slot = facts.scheduled_for.map_or_else(
+    Rendered {
+        kind: Kind::Storage,
+        target: storage_key(
+            facts.tenant_id,
+            facts.prompt_id,
+            facts.scheduled_for,
+            facts.run_id,
+        ),
+        body: None,
+    }
+}
+
+/// `tenants/{tenant}/prompts/{prompt}/{slot}/{run}.md`, where the slot is `20260102T090000Z`, or
+/// `unscheduled` for a run that somebody asked for.
+#[must_use]
+pub fn storage_key(
+    tenant_id: TenantId,
+    prompt_id: PromptId,
+    slot: Option<DateTime<Utc>>,
+    run_id: RunId,
+) -> String {
+    let slot = slot.map_or_else(
         || "unscheduled".to_owned(),
         |slot| slot.format("%Y%m%dT%H%M%SZ").to_string(),
     );
-    let RunFacts {
-        tenant_id,
-        prompt_id,
-        run_id,
-        ..
-    } = facts;
-    Rendered {
-        kind: Kind::Storage,
-        target: format!("tenants/{tenant_id}/prompts/{prompt_id}/{slot}/{run_id}.md"),
-        body: None,
-    }
+    format!("tenants/{tenant_id}/prompts/{prompt_id}/{slot}/{run_id}.md")
 }
 
 /// The notice that a run failed for good.

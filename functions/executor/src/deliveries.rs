@@ -1,0 +1,510 @@
+//! Deliveries of a run: rendered when its result is recorded, sent at once, and again when due.
+
+use bytes::Bytes;
+use chrono::Utc;
+use futures_util::future::join_all;
+use shared::{
+    db::{
+        DbError,
+        deliveries::{self, DeliveryClaim, LockedDelivery, Settled},
+        runs::{Answer, Claim, Failure, NewDelivery, Notice, Recorded, SealedSecrets},
+    },
+    destination::{Destination, EmailAddress, Kind, OnUnknown},
+    ids::{DeliveryId, TenantId},
+    run::{DeliveryStatus, RunStatus},
+    seal::Purpose,
+    webhook_secret::{SigningSecrets, WebhookSecret},
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    Executor,
+    deliver::{
+        self, DeliveryError, Disposition, Outgoing, Sent, Target,
+        render::{self, FailureFacts, RenderError, Rendered, RunFacts},
+    },
+    runs::Job,
+};
+
+/// A delivery that was rendered, and the row that keeps it.
+pub(crate) struct Prepared {
+    pub(crate) row: NewDelivery,
+    body: Option<Bytes>,
+    gone: bool,
+}
+
+/// Renders a run's output for each of its destinations.
+pub(crate) fn prepare(
+    executor: &Executor,
+    claim: &Claim,
+    job: &Job,
+    recorded: &Recorded,
+    answer: &Answer<'_>,
+) -> Vec<Prepared> {
+    let slot_local = job.slot_local();
+    let facts = run_facts(claim, job, recorded, answer, slot_local.as_deref());
+    (0..)
+        .zip(job.spec.destinations())
+        .map(|(position, destination)| {
+            let id = DeliveryId::new();
+            let rendered = match destination {
+                Destination::Email(email) => {
+                    let subject = job.subject(email.subject(), claim.run_id);
+                    render::email(&facts, id, email, subject.as_deref(), &executor.from)
+                }
+                Destination::Webhook(webhook) => render::webhook(&facts, webhook),
+                Destination::Storage => Ok(render::storage(&facts)),
+            };
+            let destination_json = serde_json::to_value(destination).unwrap_or_default();
+            let mut prepared = prepared(
+                id,
+                "output",
+                position,
+                destination.kind(),
+                destination_json,
+                rendered,
+            );
+            prepared.gone = recorded.gone_webhooks.contains(&prepared.row.target);
+            prepared
+        })
+        .collect()
+}
+
+/// The notice of a run's end or of a prompt's pause, if somebody is to be told.
+pub(crate) fn notices(
+    executor: &Executor,
+    claim: &Claim,
+    job: &Job,
+    notice: &Notice<'_>,
+    failure: &Failure,
+) -> Vec<Prepared> {
+    let Some(to) = notice.to.and_then(|to| EmailAddress::parse(to).ok()) else {
+        return Vec::new();
+    };
+    let slot_local = job.slot_local();
+    let facts = FailureFacts {
+        prompt_id: claim.prompt_id,
+        run_id: claim.run_id,
+        prompt_name: job.spec.prompt_name(),
+        slot_local: slot_local.as_deref(),
+        error_code: &failure.code,
+        error_message: &failure.message,
+        attempts: u32::try_from(claim.attempt).unwrap_or(0),
+        failed_at: notice.at,
+    };
+    let id = DeliveryId::new();
+    let (purpose, rendered) = if notice.pauses {
+        let failures = u32::try_from(notice.consecutive_failures).unwrap_or(0);
+        (
+            "paused_notice",
+            render::paused_notice(&facts, failures, id, &to, &executor.from),
+        )
+    } else {
+        (
+            "failure_notice",
+            render::failure_notice(&facts, id, &to, &executor.from),
+        )
+    };
+    let destination = serde_json::json!({"kind": "email", "to": [to.as_str()]});
+    vec![prepared(id, purpose, 0, Kind::Email, destination, rendered)]
+}
+
+/// Stores an output that is too long for its row, and gives where it lies.
+pub(crate) async fn store_output(
+    executor: &Executor,
+    claim: &Claim,
+    job: &Job,
+    output: &str,
+) -> Result<String, Failure> {
+    let key = render::storage_key(claim.tenant_id, claim.prompt_id, job.slot(), claim.run_id);
+    let item = Outgoing {
+        delivery_id: DeliveryId::new(),
+        target: Target::Storage(&key),
+        body: Bytes::copy_from_slice(output.as_bytes()),
+        attempted_at: Utc::now(),
+    };
+    match executor.sender.send(&item).await {
+        Ok(sent) => Ok(sent.location.unwrap_or(key)),
+        Err(error) => Err(Failure {
+            code: "output_not_stored".to_owned(),
+            message: format!("the output is too long for its row, and storing it failed: {error}"),
+            then: shared::db::runs::AfterFailure::End(RunStatus::Failed),
+        }),
+    }
+}
+
+/// Sends deliveries that this process holds, side by side, and settles each as soon as it is
+/// through. `output` is what storage keeps.
+pub(crate) async fn send_all(
+    executor: &Executor,
+    claim: &Claim,
+    secrets: &SealedSecrets,
+    prepared: Vec<Prepared>,
+    output: String,
+) -> Result<(), DbError> {
+    if prepared.is_empty() {
+        return Ok(());
+    }
+    let output = Bytes::from(output);
+    let sent = join_all(prepared.into_iter().map(|one| {
+        let held = Held {
+            claim: DeliveryClaim {
+                tenant_id: claim.tenant_id,
+                run_id: claim.run_id,
+                delivery_id: one.row.id,
+                fence: 1,
+                attempt: 1,
+                attempts_max: one.row.attempts_max,
+            },
+            kind: one.row.kind,
+            gone: one.gone,
+            body: one
+                .body
+                .or_else(|| (one.row.kind == Kind::Storage).then(|| output.clone())),
+            target: one.row.target,
+        };
+        send_one(executor, held, secrets)
+    }))
+    .await;
+    sent.into_iter().collect()
+}
+
+/// Sends a delivery whose next attempt has come, or settles what a vanished sender left.
+pub(crate) async fn resume(
+    executor: &Executor,
+    tenant_id: TenantId,
+    delivery_id: DeliveryId,
+) -> Result<(), DbError> {
+    let tx = executor.db.tenant(tenant_id).await?;
+    let Some(locked) = deliveries::lock_due(&tx, delivery_id).await? else {
+        return tx.commit().await;
+    };
+    let verdict = verdict(&locked);
+    let sends = verdict.is_none();
+    let claim = deliveries::claim(tx, &locked, sends, executor.lease_ms()).await?;
+    if let Some(settled) = verdict {
+        return settle(executor, &claim, settled).await;
+    }
+    let body = locked
+        .body
+        .map(Bytes::from)
+        .or_else(|| locked.output.map(Bytes::from));
+    let held = Held {
+        claim,
+        kind: locked.kind,
+        gone: locked.gone,
+        body,
+        target: locked.target,
+    };
+    send_one(executor, held, &locked.secrets).await
+}
+
+/// What can be said about a delivery without sending it again.
+fn verdict(locked: &LockedDelivery) -> Option<Settled> {
+    if locked.outcome_unknown && holds(&locked.destination) {
+        return Some(settled(
+            DeliveryStatus::Held,
+            "outcome_unknown",
+            "the sender vanished while it sent the email; it may have gone out: send it again, or leave it",
+        ));
+    }
+    if locked.attempt >= locked.attempts_max {
+        return Some(settled(
+            DeliveryStatus::Exhausted,
+            "outcome_unknown",
+            "the sender vanished during the last attempt",
+        ));
+    }
+    None
+}
+
+fn holds(destination: &serde_json::Value) -> bool {
+    match serde_json::from_value(destination.clone()) {
+        Ok(Destination::Email(email)) => email.on_unknown() == OnUnknown::Hold,
+        Ok(Destination::Webhook(_) | Destination::Storage) | Err(_) => false,
+    }
+}
+
+/// A delivery that this process holds.
+struct Held {
+    claim: DeliveryClaim,
+    kind: Kind,
+    gone: bool,
+    body: Option<Bytes>,
+    target: String,
+}
+
+async fn send_one(executor: &Executor, held: Held, secrets: &SealedSecrets) -> Result<(), DbError> {
+    let claim = held.claim;
+    let attempted = attempt(executor, held, secrets).await;
+    let settled = match attempted {
+        Ok(sent) => Settled {
+            status: DeliveryStatus::Delivered,
+            retry_in_ms: 0,
+            response_status: sent.status.map(i32::from),
+            response_excerpt: sent.excerpt,
+            location: sent.location,
+            error_code: None,
+            error_message: None,
+            gone_url: None,
+        },
+        Err(failed) => failed,
+    };
+    settle(executor, &claim, settled).await
+}
+
+async fn attempt(
+    executor: &Executor,
+    held: Held,
+    secrets: &SealedSecrets,
+) -> Result<Sent, Settled> {
+    if held.gone {
+        return Err(settled(
+            DeliveryStatus::Exhausted,
+            "endpoint_gone",
+            "the endpoint answered 410 before; name it in the prompt again, or redeliver, to try it",
+        ));
+    }
+    let Some(body) = held.body else {
+        return Err(settled(
+            DeliveryStatus::Exhausted,
+            "not_rendered",
+            "the output could not be put into the destination's form",
+        ));
+    };
+    let signing = match held.kind {
+        Kind::Webhook => Some(open(executor, held.claim.tenant_id, secrets)?),
+        Kind::Email | Kind::Storage => None,
+    };
+    let target = match (held.kind, &signing) {
+        (Kind::Webhook, Some(signing)) => Target::Webhook(&held.target, signing),
+        (Kind::Storage, _) => Target::Storage(&held.target),
+        (Kind::Email | Kind::Webhook, _) => Target::Email(&held.target),
+    };
+    let item = Outgoing {
+        delivery_id: held.claim.delivery_id,
+        target,
+        body,
+        attempted_at: Utc::now(),
+    };
+    executor
+        .sender
+        .send(&item)
+        .await
+        .map_err(|error| after_error(&error, &held.claim, &held.target))
+}
+
+fn after_error(error: &DeliveryError, claim: &DeliveryClaim, target: &str) -> Settled {
+    let mut settled = settled(DeliveryStatus::Exhausted, error.code(), &error.to_string());
+    let attempt = u32::try_from(claim.attempt).unwrap_or(1);
+    match error.disposition() {
+        Disposition::Retry { after } if claim.attempt < claim.attempts_max => {
+            settled.status = DeliveryStatus::Retrying;
+            let delay = deliver::backoff(attempt, after);
+            settled.retry_in_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
+        }
+        Disposition::Retry { .. } | Disposition::GiveUp => {}
+    }
+    if let Some(answer) = error.answer() {
+        settled.response_status = Some(i32::from(answer.status));
+        settled.response_excerpt = Some(answer.excerpt.clone());
+    }
+    settled.gone_url = matches!(error, DeliveryError::EndpointGone(_)).then(|| target.to_owned());
+    settled
+}
+
+async fn settle(
+    executor: &Executor,
+    claim: &DeliveryClaim,
+    settled: Settled,
+) -> Result<(), DbError> {
+    let tx = executor.db.tenant(claim.tenant_id).await?;
+    let end = match deliveries::settle(&tx, claim, &settled).await {
+        Err(DbError::StaleLease) => {
+            info!(delivery.id = %claim.delivery_id, "delivery was taken over");
+            return Ok(());
+        }
+        end => end?,
+    };
+    let notices = notices_of_end(executor, claim, &end);
+    let rows = notices.iter().map(|one| &one.row).collect::<Vec<_>>();
+    let lease_ms = executor.lease_ms();
+    deliveries::finish(tx, claim, &settled, &end, &rows, lease_ms).await?;
+    log(claim, &settled, end.status);
+    // A notice's own end has no notice: this goes one level deep.
+    Box::pin(send_notices(executor, claim, &end, notices)).await
+}
+
+fn log(claim: &DeliveryClaim, settled: &Settled, run_status: Option<RunStatus>) {
+    if settled.status == DeliveryStatus::Delivered {
+        info!(
+            delivery.id = %claim.delivery_id, run.id = %claim.run_id, tenant.id = %claim.tenant_id,
+            delivery.attempt = claim.attempt, "delivered"
+        );
+    } else {
+        warn!(
+            delivery.id = %claim.delivery_id, run.id = %claim.run_id, tenant.id = %claim.tenant_id,
+            delivery.status = %settled.status, delivery.attempt = claim.attempt,
+            error.code = settled.error_code, "delivery attempt failed"
+        );
+    }
+    if let Some(status) = run_status {
+        info!(run.id = %claim.run_id, tenant.id = %claim.tenant_id, run.status = %status, "run ended");
+    }
+}
+
+fn notices_of_end(
+    executor: &Executor,
+    claim: &DeliveryClaim,
+    end: &deliveries::RunEnd,
+) -> Vec<Prepared> {
+    let Some(job) = end
+        .spec
+        .as_ref()
+        .and_then(|spec| Job::ended(spec, end.scheduled_for, end.trigger).ok())
+    else {
+        return Vec::new();
+    };
+    let failure = Failure {
+        code: "delivery_failed".to_owned(),
+        message: "the model answered and the output is kept, but not every destination has it"
+            .to_owned(),
+        then: shared::db::runs::AfterFailure::End(RunStatus::Failed),
+    };
+    notices(
+        executor,
+        &run_claim(claim, end),
+        &job,
+        &end.notice(),
+        &failure,
+    )
+}
+
+async fn send_notices(
+    executor: &Executor,
+    claim: &DeliveryClaim,
+    end: &deliveries::RunEnd,
+    notices: Vec<Prepared>,
+) -> Result<(), DbError> {
+    let no_secrets = SealedSecrets {
+        current: Vec::new(),
+        previous: None,
+    };
+    let run = run_claim(claim, end);
+    send_all(executor, &run, &no_secrets, notices, String::new()).await
+}
+
+/// The run of a delivery, for what only reads its ids.
+fn run_claim(claim: &DeliveryClaim, end: &deliveries::RunEnd) -> Claim {
+    Claim {
+        tenant_id: claim.tenant_id,
+        prompt_id: end.prompt_id,
+        run_id: claim.run_id,
+        fence: 0,
+        attempt: claim.attempt,
+        attempts_max: claim.attempts_max,
+    }
+}
+
+fn open(
+    executor: &Executor,
+    tenant_id: TenantId,
+    sealed: &SealedSecrets,
+) -> Result<SigningSecrets, Settled> {
+    let open = |blob: &[u8]| {
+        executor
+            .sealer
+            .open(tenant_id, Purpose::WebhookSecret, blob)
+            .ok()
+            .and_then(|text| {
+                let text = std::str::from_utf8(&text).ok()?;
+                WebhookSecret::parse(text).ok()
+            })
+    };
+    let Some(current) = open(&sealed.current) else {
+        error!(tenant.id = %tenant_id, "webhook secret cannot be opened with this sealing key");
+        return Err(settled(
+            DeliveryStatus::Exhausted,
+            "signing_secret_unreadable",
+            "the signing secret cannot be read; rotate it and redeliver",
+        ));
+    };
+    Ok(SigningSecrets {
+        current,
+        previous: sealed.previous.as_deref().and_then(open),
+    })
+}
+
+fn prepared(
+    id: DeliveryId,
+    purpose: &'static str,
+    position: i32,
+    kind: Kind,
+    destination: serde_json::Value,
+    rendered: Result<Rendered, RenderError>,
+) -> Prepared {
+    let (target, body) = match rendered {
+        Ok(rendered) => (rendered.target, rendered.body),
+        Err(failed) => {
+            error!(delivery.id = %id, error = %failed, "destination not rendered");
+            (String::new(), None)
+        }
+    };
+    Prepared {
+        row: NewDelivery {
+            id,
+            purpose,
+            position,
+            kind,
+            target,
+            destination,
+            body: body.clone(),
+            attempts_max: i32::try_from(deliver::ATTEMPTS_MAX).unwrap_or(1),
+        },
+        body,
+        gone: false,
+    }
+}
+
+fn run_facts<'a>(
+    claim: &Claim,
+    job: &'a Job,
+    recorded: &Recorded,
+    answer: &'a Answer<'_>,
+    slot_local: Option<&'a str>,
+) -> RunFacts<'a> {
+    let tokens = answer.tokens;
+    let unsigned = |count: i64| u64::try_from(count).unwrap_or(0);
+    RunFacts {
+        tenant_id: claim.tenant_id,
+        prompt_id: claim.prompt_id,
+        run_id: claim.run_id,
+        prompt_name: job.spec.prompt_name(),
+        scheduled_for: job.slot(),
+        slot_local,
+        trigger: job.trigger.as_str(),
+        model: answer.model,
+        output: answer.output,
+        output_truncated: answer.truncated,
+        completed_at: recorded.now,
+        tokens: render::Tokens {
+            input: tokens.map_or(0, |tokens| unsigned(tokens.input)),
+            cached_input: tokens.map_or(0, |tokens| unsigned(tokens.cached)),
+            output: tokens.map_or(0, |tokens| unsigned(tokens.output)),
+        },
+        cost_usd: answer.cost_usd,
+    }
+}
+
+fn settled(status: DeliveryStatus, code: &str, message: &str) -> Settled {
+    Settled {
+        status,
+        retry_in_ms: 0,
+        response_status: None,
+        response_excerpt: None,
+        location: None,
+        error_code: Some(code.to_owned()),
+        error_message: Some(message.to_owned()),
+        gone_url: None,
+    }
+}

@@ -1,0 +1,500 @@
+//! One run, from its claim to its record.
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
+use shared::{
+    backoff,
+    db::{
+        DbError,
+        runs::{self, AfterFailure, Answer, Claim, Failure, Intent, LockedRun, NextStep, Tokens},
+    },
+    fault::Fault,
+    ids::{PromptId, RunId, TenantId},
+    prompt::{Overlap, PromptSpec},
+    run::{RunStatus, RunTrigger},
+    slots::{self, Fate, Plan, Policy},
+    template::{Template, Values},
+};
+use tracing::{info, warn};
+
+use crate::{
+    Executor, deliveries,
+    model::{Disposition, ModelAnswer, ModelError, ModelRequest},
+};
+
+/// How long a run waits that the overlap policy or the tenant's limit keeps back.
+const DEFER_MS: i64 = 5_000;
+
+/// Longest wait between two tries of a run.
+const RETRY_CAP: Duration = Duration::from_secs(3_600);
+
+/// Outputs up to this many bytes are kept in the row; longer ones are stored as an object.
+const INLINE_BYTES_MAX: usize = 256 * 1024;
+
+/// Plans a prompt's due slots, and runs the first that runs. Two round trips to the claim.
+pub(crate) async fn fire(
+    executor: &Executor,
+    tenant_id: TenantId,
+    prompt_id: PromptId,
+) -> Result<(), DbError> {
+    let tx = executor.db.tenant(tenant_id).await?;
+    let Some(due) = runs::lock_due(&tx, prompt_id).await? else {
+        return tx.commit().await;
+    };
+    let spec = stored_spec(&due.spec)?;
+    let policy = Policy {
+        overlap: spec.overlap(),
+        misfire: spec.misfire(),
+        catchup_window_s: spec.catchup_window_s(),
+        runs_left: due.runs_left,
+    };
+    let plan = slots::plan(due.next_run_at, due.now, policy, &due.open, |after| {
+        spec.schedule().next(after)
+    });
+    let attempts_max = attempts_max(&spec);
+    let Some(slot) = claimable(&plan, &due, policy.overlap) else {
+        runs::write_plan(tx, &due, &plan, attempts_max, None).await?;
+        return Ok(());
+    };
+    let run_id = RunId::new();
+    let job = Job::prepare(
+        &tx,
+        prompt_id,
+        run_id,
+        slot,
+        RunTrigger::Schedule,
+        spec,
+        None,
+    )
+    .await?;
+    let intent = job.intent(executor);
+    match runs::write_plan(tx, &due, &plan, attempts_max, Some((run_id, &intent))).await? {
+        Some(claim) => execute(executor, claim, job).await,
+        None => Ok(()),
+    }
+}
+
+/// Runs a queued run whose time has come, or one whose claimant vanished.
+pub(crate) async fn resume(
+    executor: &Executor,
+    tenant_id: TenantId,
+    run_id: RunId,
+) -> Result<(), DbError> {
+    let tx = executor.db.tenant(tenant_id).await?;
+    let Some(mut locked) = runs::lock(&tx, run_id).await? else {
+        return tx.commit().await;
+    };
+    match locked.next {
+        NextStep::Leave => tx.commit().await,
+        NextStep::Defer => runs::defer(tx, &locked, DEFER_MS).await,
+        NextStep::SkipLimit => runs::skip_over_limit(tx, &locked).await,
+        NextStep::GiveUp => {
+            tx.commit().await?;
+            give_up(executor, tenant_id, &locked).await
+        }
+        NextStep::Claim => {
+            let spec = stored_spec(&locked.spec)?;
+            let job = Job::prepare(
+                &tx,
+                locked.prompt_id,
+                run_id,
+                locked.scheduled_for,
+                locked.trigger,
+                spec,
+                locked.rendered_input.take(),
+            )
+            .await?;
+            let claim = runs::claim(tx, &locked, &job.intent(executor)).await?;
+            execute(executor, claim, job).await
+        }
+    }
+}
+
+/// The first slot of the plan that runs, unless it has to wait its turn.
+fn claimable(plan: &Plan, due: &runs::DuePrompt, overlap: Overlap) -> Option<DateTime<Utc>> {
+    let must_wait = overlap != Overlap::AllowAll && due.open.iter().any(|run| !run.queued);
+    if must_wait || !due.has_capacity {
+        return None;
+    }
+    plan.rows
+        .iter()
+        .find(|row| row.fate == Fate::Run)
+        .map(|row| row.scheduled_for)
+}
+
+fn attempts_max(spec: &PromptSpec) -> i32 {
+    i32::try_from(spec.max_retries()).map_or(i32::MAX, |retries| retries.saturating_add(1))
+}
+
+/// What a claimed run is to do.
+pub(crate) struct Job {
+    pub(crate) spec: PromptSpec,
+    pub(crate) scheduled_for: DateTime<Utc>,
+    pub(crate) trigger: RunTrigger,
+    previous_output: Option<String>,
+    input: Result<String, Failure>,
+}
+
+impl Job {
+    /// Renders the model's input, or takes over what an earlier try was given.
+    async fn prepare(
+        tx: &shared::db::TenantTx,
+        prompt_id: PromptId,
+        run_id: RunId,
+        scheduled_for: DateTime<Utc>,
+        trigger: RunTrigger,
+        spec: PromptSpec,
+        rendered_input: Option<String>,
+    ) -> Result<Self, DbError> {
+        let mut job = Self {
+            spec,
+            scheduled_for,
+            trigger,
+            previous_output: None,
+            input: Ok(rendered_input.unwrap_or_default()),
+        };
+        if job.input.as_ref().is_ok_and(String::is_empty) {
+            let template = Template::parse(job.spec.prompt_text());
+            if template.as_ref().is_ok_and(Template::uses_previous_output) {
+                job.previous_output = runs::previous_output(tx, prompt_id).await?;
+            }
+            job.input = job.render(template, run_id);
+        }
+        Ok(job)
+    }
+
+    fn render(
+        &self,
+        template: Result<Template, Vec<Fault>>,
+        run_id: RunId,
+    ) -> Result<String, Failure> {
+        // The text was checked when it was saved: only a newer program can find a fault in it.
+        let failure = |detail: String| final_failure("template_error", detail, RunStatus::Failed);
+        let template = template.map_err(|faults| {
+            let first = faults.first().map(|fault| fault.detail.clone());
+            failure(first.unwrap_or_default())
+        })?;
+        template
+            .render(&Values {
+                scheduled_for: self.scheduled_for,
+                timezone: self.spec.schedule().timezone(),
+                context: self.spec.context(),
+                previous_output: self.previous_output.as_deref(),
+                run_id,
+            })
+            .map_err(|error| failure(error.to_string()))
+    }
+
+    /// An email's subject; `None` where the destination has none of its own.
+    pub(crate) fn subject(&self, text: Option<&str>, run_id: RunId) -> Option<String> {
+        self.render(Template::parse(text?), run_id).ok()
+    }
+
+    /// A run that is over, for what only tells of it.
+    pub(crate) fn ended(
+        spec: &serde_json::Value,
+        scheduled_for: DateTime<Utc>,
+        trigger: RunTrigger,
+    ) -> Result<Self, DbError> {
+        Ok(Self {
+            spec: stored_spec(spec)?,
+            scheduled_for,
+            trigger,
+            previous_output: None,
+            input: Ok(String::new()),
+        })
+    }
+
+    fn intent(&self, executor: &Executor) -> Intent {
+        Intent {
+            rendered_input: self.input.as_ref().ok().cloned(),
+            provider: self.spec.model().provider().as_str(),
+            model: self.spec.model().name().to_owned(),
+            lease_ms: executor.lease_ms(),
+        }
+    }
+
+    /// The slot in the prompt's zone; `None` for a run without one.
+    pub(crate) fn slot_local(&self) -> Option<String> {
+        self.slot().map(|slot| {
+            slot.with_timezone(&self.spec.schedule().timezone())
+                .format("%Y-%m-%d %H:%M %Z")
+                .to_string()
+        })
+    }
+
+    /// The slot; `None` for a run that somebody asked for.
+    pub(crate) fn slot(&self) -> Option<DateTime<Utc>> {
+        match self.trigger {
+            RunTrigger::Schedule | RunTrigger::Backfill => Some(self.scheduled_for),
+            RunTrigger::Manual
+            | RunTrigger::Retry
+            | RunTrigger::Event
+            | RunTrigger::Chain
+            | RunTrigger::Test => None,
+        }
+    }
+}
+
+/// What a try came to.
+enum Tried {
+    Answered(ModelAnswer, Duration),
+    Failed(Failure, &'static str),
+    LeaseLost,
+}
+
+async fn execute(executor: &Executor, claim: Claim, job: Job) -> Result<(), DbError> {
+    match attempt(executor, &claim, &job).await {
+        Tried::Answered(answer, latency) => {
+            record_answer(executor, &claim, &job, answer, latency).await
+        }
+        Tried::Failed(failure, attempt_status) => {
+            record_failure(executor, &claim, Some(&job), failure, attempt_status).await
+        }
+        Tried::LeaseLost => {
+            info!(run.id = %claim.run_id, tenant.id = %claim.tenant_id, "run was taken over or cancelled");
+            let tx = executor.db.tenant(claim.tenant_id).await?;
+            runs::settle_late(tx, &claim, None).await
+        }
+    }
+}
+
+async fn attempt(executor: &Executor, claim: &Claim, job: &Job) -> Tried {
+    let input = match &job.input {
+        Ok(input) => input,
+        Err(failure) => return Tried::Failed(failure.clone(), "error"),
+    };
+    let begun = Instant::now();
+    let Some(result) = call_model(executor, claim, job, input).await else {
+        return Tried::LeaseLost;
+    };
+    match result {
+        Ok(answer) => match answer.stop.failure() {
+            Some((code, message)) => Tried::Failed(
+                final_failure(code, message.to_owned(), RunStatus::Failed),
+                "error",
+            ),
+            None => Tried::Answered(answer, begun.elapsed()),
+        },
+        Err(error) => {
+            let status = if error.outcome_unknown() {
+                "unknown"
+            } else {
+                "error"
+            };
+            Tried::Failed(after_error(&error, claim, job), status)
+        }
+    }
+}
+
+/// Calls the model and renews the lease meanwhile; `None` when the lease was lost.
+async fn call_model(
+    executor: &Executor,
+    claim: &Claim,
+    job: &Job,
+    input: &str,
+) -> Option<Result<ModelAnswer, ModelError>> {
+    let request = ModelRequest {
+        model: job.spec.model(),
+        system: job.spec.system_text(),
+        input,
+        settings: job.spec.model_settings(),
+    };
+    let timeout = Duration::from_millis(job.spec.timeout_ms().into());
+    let call = executor.models.call(&request, timeout);
+    tokio::pin!(call);
+    let period = executor.lease / 3;
+    let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            result = &mut call => return Some(result),
+            _ = beat.tick() => match renew(executor, claim).await {
+                Ok(()) => {}
+                Err(DbError::StaleLease) => return None,
+                // The fence guards the record whoever holds the run by then.
+                Err(error) => warn!(run.id = %claim.run_id, %error, "lease not renewed"),
+            },
+        }
+    }
+}
+
+async fn renew(executor: &Executor, claim: &Claim) -> Result<(), DbError> {
+    let tx = executor.db.tenant(claim.tenant_id).await?;
+    runs::renew(tx, claim, executor.lease_ms()).await
+}
+
+async fn record_answer(
+    executor: &Executor,
+    claim: &Claim,
+    job: &Job,
+    answer: ModelAnswer,
+    latency: Duration,
+) -> Result<(), DbError> {
+    let stored_at = if answer.output.len() > INLINE_BYTES_MAX {
+        match deliveries::store_output(executor, claim, job, &answer.output).await {
+            Ok(uri) => Some(uri),
+            Err(failure) => {
+                return record_failure(executor, claim, Some(job), failure, "ok").await;
+            }
+        }
+    } else {
+        None
+    };
+    let record = Answer {
+        output: &answer.output,
+        truncated: answer.stop.is_truncated(),
+        sha256: Sha256::digest(answer.output.as_bytes()).into(),
+        model: &answer.model,
+        output_uri: stored_at.as_deref(),
+        tokens: answer.usage.as_ref().map(|usage| Tokens {
+            input: signed(usage.input_total()),
+            output: signed(usage.output_tokens),
+            cached: signed(usage.cached_input_tokens),
+        }),
+        cost_usd: answer
+            .usage
+            .as_ref()
+            .and_then(|usage| executor.catalog.cost_usd(job.spec.model(), usage)),
+        price_version: executor.catalog.version(),
+        latency_ms: i64::try_from(latency.as_millis()).unwrap_or(i64::MAX),
+    };
+    let goes_out = job.trigger != RunTrigger::Test && !job.spec.destinations().is_empty();
+    let status = if goes_out {
+        RunStatus::Generated
+    } else {
+        RunStatus::Succeeded
+    };
+    let tx = executor.db.tenant(claim.tenant_id).await?;
+    let recorded = match runs::record_output(&tx, claim, &record, status).await {
+        Err(DbError::StaleLease) => {
+            drop(tx);
+            let tx = executor.db.tenant(claim.tenant_id).await?;
+            return runs::settle_late(tx, claim, Some(&record)).await;
+        }
+        recorded => recorded?,
+    };
+    let prepared = if goes_out {
+        deliveries::prepare(executor, claim, job, &recorded, &record)
+    } else {
+        Vec::new()
+    };
+    let rows = prepared.iter().map(|one| &one.row).collect::<Vec<_>>();
+    let lease_ms = executor.lease_ms();
+    runs::finish_output(tx, claim, &recorded, &record, status, &rows, lease_ms).await?;
+    info!(
+        run.id = %claim.run_id, prompt.id = %claim.prompt_id, tenant.id = %claim.tenant_id,
+        run.status = %status, run.attempt = claim.attempt, run.latency_ms = record.latency_ms,
+        "model answered"
+    );
+    deliveries::send_all(executor, claim, &recorded.secrets, prepared, answer.output).await
+}
+
+pub(crate) async fn record_failure(
+    executor: &Executor,
+    claim: &Claim,
+    job: Option<&Job>,
+    failure: Failure,
+    attempt_status: &'static str,
+) -> Result<(), DbError> {
+    let tx = executor.db.tenant(claim.tenant_id).await?;
+    let recorded = match runs::record_failure(&tx, claim, &failure).await {
+        Err(DbError::StaleLease) => {
+            drop(tx);
+            let tx = executor.db.tenant(claim.tenant_id).await?;
+            return runs::settle_late(tx, claim, None).await;
+        }
+        recorded => recorded?,
+    };
+    let notices = match (failure.then, job) {
+        (AfterFailure::End(_), Some(job)) => {
+            deliveries::notices(executor, claim, job, &recorded.notice(), &failure)
+        }
+        (AfterFailure::End(_) | AfterFailure::RetryIn { .. }, _) => Vec::new(),
+    };
+    let rows = notices.iter().map(|one| &one.row).collect::<Vec<_>>();
+    let lease_ms = executor.lease_ms();
+    runs::finish_failure(
+        tx,
+        claim,
+        &recorded,
+        &failure,
+        attempt_status,
+        &rows,
+        lease_ms,
+    )
+    .await?;
+    warn!(
+        run.id = %claim.run_id, prompt.id = %claim.prompt_id, tenant.id = %claim.tenant_id,
+        run.attempt = claim.attempt, run.attempts_max = claim.attempts_max,
+        error.code = failure.code, run.ended = failure.then.ends(),
+        "try failed"
+    );
+    deliveries::send_all(executor, claim, &recorded.secrets, notices, String::new()).await
+}
+
+/// Ends a run whose last try vanished with its claimant.
+async fn give_up(
+    executor: &Executor,
+    tenant_id: TenantId,
+    locked: &LockedRun,
+) -> Result<(), DbError> {
+    let claim = runs::vanished_claim(tenant_id, locked);
+    let job = Job::ended(&locked.spec, locked.scheduled_for, locked.trigger)?;
+    let failure = final_failure(
+        "worker_lost",
+        "the process that ran the last try vanished; the model may have been called".to_owned(),
+        RunStatus::Failed,
+    );
+    record_failure(executor, &claim, Some(&job), failure, "unknown").await
+}
+
+fn after_error(error: &ModelError, claim: &Claim, job: &Job) -> Failure {
+    let then = match error.disposition() {
+        Disposition::Retry { after } if claim.attempt < claim.attempts_max => {
+            let attempt = u32::try_from(claim.attempt).unwrap_or(1);
+            let base = Duration::from_millis(job.spec.retry_delay_ms().into());
+            let delay = backoff::delay(attempt, base, RETRY_CAP, after);
+            AfterFailure::RetryIn {
+                delay_ms: i64::try_from(delay.as_millis()).unwrap_or(i64::MAX),
+            }
+        }
+        Disposition::Retry { .. } | Disposition::GiveUp => {
+            AfterFailure::End(if matches!(error, ModelError::Timeout) {
+                RunStatus::TimedOut
+            } else {
+                RunStatus::Failed
+            })
+        }
+    };
+    Failure {
+        code: error.code().to_owned(),
+        message: error.to_string(),
+        then,
+    }
+}
+
+fn final_failure(code: &str, message: String, status: RunStatus) -> Failure {
+    Failure {
+        code: code.to_owned(),
+        message,
+        then: AfterFailure::End(status),
+    }
+}
+
+fn stored_spec(value: &serde_json::Value) -> Result<PromptSpec, DbError> {
+    PromptSpec::from_stored(value).map_err(|faults| DbError::Stored {
+        what: "prompt",
+        detail: faults
+            .iter()
+            .map(|fault| format!("{}: {}", fault.field, fault.code))
+            .collect::<Vec<_>>()
+            .join(", "),
+    })
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,59 @@
+//! `carillon preview`: the body of `/v1/prompts/preview`, without a server.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use chrono::Utc;
+use management::error::ApiError;
+use serde_json::json;
+use shared::schedule::{Preview, Schedule};
+
+use crate::cli::PreviewArgs;
+
+/// What a refusal exits with.
+const REFUSED: u8 = 2;
+
+/// Prints the next slots, or the problem body of a refusal.
+///
+/// # Errors
+/// When the answer cannot be written.
+#[expect(clippy::print_stdout, reason = "the command's answer")]
+pub fn run(args: &PreviewArgs) -> Result<ExitCode> {
+    let now = Utc::now();
+    let schedule = json!({
+        "type": "cron",
+        "expression": args.expression,
+        "timezone": args.timezone,
+    });
+    match Schedule::parse(&schedule, now) {
+        Ok(schedule) => {
+            let preview = schedule.preview(args.after.unwrap_or(now), args.count.into());
+            if args.json {
+                println!("{}", serde_json::to_string_pretty(&preview)?);
+            } else {
+                print(&preview);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(faults) => {
+            let faults = faults.into_iter().map(|fault| fault.under("schedule"));
+            let problem = ApiError::validation(faults.collect()).problem();
+            println!("{}", serde_json::to_string_pretty(&problem)?);
+            Ok(ExitCode::from(REFUSED))
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the command's answer")]
+fn print(preview: &Preview) {
+    println!("{}", preview.description);
+    for slot in &preview.slots {
+        println!("  {}   {}", slot.local, slot.scheduled_for);
+    }
+    for entry in &preview.eventbridge {
+        println!("EventBridge Scheduler: {} in {}", entry.expression, entry.timezone);
+    }
+    for warning in &preview.warnings {
+        println!("note ({}): {}", warning.code, warning.detail);
+    }
+}

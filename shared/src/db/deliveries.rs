@@ -1,0 +1,488 @@
+//! Deliveries: from a recorded output to the receiver.
+//!
+//! `sending` is recorded before anything is sent, so that an email whose sender vanished is known
+//! to have an unknown outcome. The last delivery that settles ends its run.
+
+use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{
+    DbError, TenantTx, column,
+    runs::{self, Counted, Log, SealedSecrets, sealed_secrets, word},
+    tenant_tx::step,
+};
+use crate::{
+    destination::Kind,
+    ids::{DeliveryId, PromptId, RunId, TenantId},
+    run::{DeliveryStatus, RunStatus, RunTrigger},
+};
+
+/// A delivery that a sender holds.
+#[derive(Debug, Clone, Copy)]
+pub struct DeliveryClaim {
+    /// Whose.
+    pub tenant_id: TenantId,
+    /// The run.
+    pub run_id: RunId,
+    /// The delivery.
+    pub delivery_id: DeliveryId,
+    /// What every write of this sender names.
+    pub fence: i64,
+    /// This attempt, from 1.
+    pub attempt: i32,
+    /// Attempts at the most.
+    pub attempts_max: i32,
+}
+
+/// A delivery of a wake-up, locked.
+#[derive(Debug)]
+pub struct LockedDelivery {
+    /// Which.
+    pub delivery_id: DeliveryId,
+    /// The run.
+    pub run_id: RunId,
+    /// The prompt.
+    pub prompt_id: PromptId,
+    /// The run's slot, or when it was asked for.
+    pub scheduled_for: DateTime<Utc>,
+    /// How it goes out.
+    pub kind: Kind,
+    /// Where to: addresses, URL or key.
+    pub target: String,
+    /// The destination as stored.
+    pub destination: Value,
+    /// The bytes to send; `None`: the run's output.
+    pub body: Option<Vec<u8>>,
+    /// The run's output, where the body is.
+    pub output: Option<String>,
+    /// The tenant's signing secrets.
+    pub secrets: SealedSecrets,
+    /// The receiver answered 410 before.
+    pub gone: bool,
+    /// A sender vanished while it was sending: the outcome of that attempt is unknown.
+    pub outcome_unknown: bool,
+    /// Attempts begun.
+    pub attempt: i32,
+    /// Attempts at the most.
+    pub attempts_max: i32,
+    fence: i64,
+}
+
+/// Locks a delivery if it may be sent now. One round trip.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn lock_due(
+    tx: &TenantTx,
+    delivery_id: DeliveryId,
+) -> Result<Option<LockedDelivery>, DbError> {
+    let id = delivery_id.uuid();
+    let results = tx
+        .pipeline(&[
+            step(
+                "-- deliveries::lock_due
+                 SELECT d.run_id, d.kind, d.target, d.destination, d.body, d.fence, d.attempt, d.attempts_max, d.status,
+                        r.prompt_id, r.scheduled_for,
+                        CASE WHEN d.body IS NULL THEN r.output END AS output,
+                        EXISTS (SELECT FROM gone_webhooks g WHERE g.url = d.target) AS gone
+                   FROM deliveries d
+                   JOIN scheduled_prompt_runs r ON r.tenant_id = d.tenant_id AND r.id = d.run_id
+                  WHERE d.id = $1
+                    AND ((d.status IN ('pending', 'retrying') AND d.next_attempt_at <= clock_timestamp())
+                         OR (d.status = 'sending' AND d.lease_expires_at <= clock_timestamp()))
+                    FOR NO KEY UPDATE OF d SKIP LOCKED",
+                &[&id],
+            ),
+            step(runs::SECRETS, &[]),
+        ])
+        .await?;
+    let [found, secrets] = results.as_slice() else {
+        return Err(DbError::Aborted);
+    };
+    let Some(row) = found.first() else {
+        return Ok(None);
+    };
+    Ok(Some(LockedDelivery {
+        delivery_id,
+        run_id: RunId::from(column::<Uuid>(row, "run_id")?),
+        prompt_id: PromptId::from(column::<Uuid>(row, "prompt_id")?),
+        scheduled_for: column(row, "scheduled_for")?,
+        kind: word(row, "kind")?,
+        target: column(row, "target")?,
+        destination: column(row, "destination")?,
+        body: column(row, "body")?,
+        output: column(row, "output")?,
+        secrets: sealed_secrets(secrets)?,
+        gone: column(row, "gone")?,
+        outcome_unknown: word::<DeliveryStatus>(row, "status")? == DeliveryStatus::Sending,
+        attempt: column(row, "attempt")?,
+        attempts_max: column(row, "attempts_max")?,
+        fence: column(row, "fence")?,
+    }))
+}
+
+/// Claims a locked delivery: the next fence, a lease, and `sending` on record before anything is
+/// sent. `sends` is false where the claim only serves to settle what a vanished sender left. Ends
+/// the transaction. One round trip.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn claim(
+    tx: TenantTx,
+    delivery: &LockedDelivery,
+    sends: bool,
+    lease_ms: i64,
+) -> Result<DeliveryClaim, DbError> {
+    let claim = DeliveryClaim {
+        tenant_id: tx.tenant(),
+        run_id: delivery.run_id,
+        delivery_id: delivery.delivery_id,
+        fence: delivery.fence + 1,
+        attempt: delivery.attempt + i32::from(sends),
+        attempts_max: delivery.attempts_max,
+    };
+    tx.commit_with(&[step(
+        "-- deliveries::claim
+         UPDATE deliveries
+            SET status = 'sending', fence = $2, attempt = $3,
+                lease_expires_at = clock_timestamp() + $4::bigint * interval '1 millisecond'
+          WHERE id = $1",
+        &[
+            &claim.delivery_id.uuid(),
+            &claim.fence,
+            &claim.attempt,
+            &lease_ms,
+        ],
+    )])
+    .await?;
+    Ok(claim)
+}
+
+/// Holds a delivery for longer. Two round trips.
+///
+/// # Errors
+/// `DbError::StaleLease` when somebody else holds it.
+pub async fn renew(tx: TenantTx, claim: &DeliveryClaim, lease_ms: i64) -> Result<(), DbError> {
+    let changed = tx
+        .execute(
+            "-- deliveries::renew
+             UPDATE deliveries
+                SET lease_expires_at = clock_timestamp() + $3::bigint * interval '1 millisecond'
+              WHERE id = $1 AND fence = $2 AND status = 'sending'",
+            &[&claim.delivery_id.uuid(), &claim.fence, &lease_ms],
+        )
+        .await?;
+    if changed == 0 {
+        return Err(DbError::StaleLease);
+    }
+    tx.commit().await
+}
+
+/// What an attempt came to.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// `delivered`, `retrying`, `exhausted` or `held`.
+    pub status: DeliveryStatus,
+    /// How long until the next attempt, in milliseconds.
+    pub retry_in_ms: i64,
+    /// HTTP or SMTP status.
+    pub response_status: Option<i32>,
+    /// The receiver's words, cut.
+    pub response_excerpt: Option<String>,
+    /// Where a stored output lies.
+    pub location: Option<String>,
+    /// Stable code of what went wrong.
+    pub error_code: Option<String>,
+    /// Fit for the tenant.
+    pub error_message: Option<String>,
+    /// The endpoint that answered 410.
+    pub gone_url: Option<String>,
+}
+
+/// How a run stands after one of its deliveries settled.
+#[derive(Debug, Clone)]
+pub struct RunEnd {
+    /// Its new final status; `None` while deliveries are open, or where it had ended before.
+    pub status: Option<RunStatus>,
+    /// What made it.
+    pub trigger: RunTrigger,
+    /// When the delivery settled.
+    pub now: DateTime<Utc>,
+    /// The prompt is paused by this failure.
+    pub pauses: bool,
+    /// Failures in a row, with this one if it is one.
+    pub consecutive_failures: i32,
+    /// Who is told of a failure.
+    pub notification_email: Option<String>,
+    /// What the run ran, for a notice about it.
+    pub spec: Option<Value>,
+    /// Its slot, or when it was asked for.
+    pub scheduled_for: DateTime<Utc>,
+    /// The prompt.
+    pub prompt_id: PromptId,
+    /// Which rule ended it: `delivery_failed`, or nothing.
+    pub reason: Option<&'static str>,
+    may_uncount: bool,
+}
+
+impl RunEnd {
+    /// Who is told of the run's failure, and of what.
+    #[must_use]
+    pub fn notice(&self) -> runs::Notice<'_> {
+        runs::Notice {
+            at: self.now,
+            to: self
+                .notification_email
+                .as_deref()
+                .filter(|_| self.trigger != RunTrigger::Test),
+            pauses: self.pauses,
+            consecutive_failures: self.consecutive_failures,
+        }
+    }
+}
+
+/// Writes what an attempt came to, and looks whether that ends the run. One round trip;
+/// [`finish`] must follow in the same transaction.
+///
+/// # Errors
+/// `DbError::StaleLease` when somebody else holds the delivery.
+pub async fn settle(
+    tx: &TenantTx,
+    claim: &DeliveryClaim,
+    settled: &Settled,
+) -> Result<RunEnd, DbError> {
+    let (id, run) = (claim.delivery_id.uuid(), claim.run_id.uuid());
+    let results = tx
+        .pipeline(&[
+            step(
+                "-- deliveries::lock_prompt
+                 SELECT p.id, p.notification_email, clock_timestamp() AS now, r.scheduled_for,
+                        p.consecutive_failures + 1 AS consecutive_failures,
+                        p.status = 'active' AND p.pause_after_failures > 0
+                            AND p.consecutive_failures + 1 >= p.pause_after_failures AS pauses
+                   FROM scheduled_prompts p
+                   JOIN scheduled_prompt_runs r ON r.tenant_id = p.tenant_id AND r.prompt_id = p.id
+                  WHERE r.id = $1 FOR NO KEY UPDATE OF p",
+                &[&run],
+            ),
+            step(
+                "-- deliveries::settle
+                 UPDATE deliveries
+                    SET status = $3, lease_expires_at = NULL,
+                        next_attempt_at = clock_timestamp() + $4::bigint * interval '1 millisecond',
+                        response_status = $5, response_excerpt = $6,
+                        location = coalesce($7, location), error_code = $8, error_message = $9,
+                        delivered_at = CASE WHEN $3 = 'delivered' THEN clock_timestamp() ELSE delivered_at END
+                  WHERE id = $1 AND fence = $2 AND status = 'sending'
+                 RETURNING purpose",
+                &[
+                    &id,
+                    &claim.fence,
+                    &settled.status.as_str(),
+                    &settled.retry_in_ms,
+                    &settled.response_status,
+                    &settled.response_excerpt,
+                    &settled.location,
+                    &settled.error_code,
+                    &settled.error_message,
+                ],
+            ),
+            step(
+                "-- deliveries::outcome_of_run
+                 SELECT r.status, r.reason, r.trigger, c.open, c.failed,
+                        CASE WHEN c.open = 0 AND c.failed > 0 THEN
+                             (SELECT v.spec FROM prompt_versions v
+                               WHERE v.prompt_id = r.prompt_id AND v.version = r.prompt_version)
+                        END AS spec
+                   FROM scheduled_prompt_runs r
+                  CROSS JOIN LATERAL (
+                        SELECT count(*) AS total,
+                               count(*) FILTER (WHERE d.status IN ('pending', 'sending', 'retrying')) AS open,
+                               count(*) FILTER (WHERE d.status IN ('exhausted', 'held')) AS failed
+                          FROM deliveries d WHERE d.run_id = r.id AND d.purpose = 'output') c
+                  WHERE r.id = $1 AND c.total > 0",
+                &[&run],
+            ),
+        ])
+        .await?;
+    let [prompt, settled_rows, outcome] = results.as_slice() else {
+        return Err(DbError::Aborted);
+    };
+    let (Some(prompt), Some(_)) = (prompt.first(), settled_rows.first()) else {
+        return Err(DbError::StaleLease);
+    };
+    let mut end = RunEnd {
+        status: None,
+        trigger: RunTrigger::Schedule,
+        now: column(prompt, "now")?,
+        pauses: column(prompt, "pauses")?,
+        consecutive_failures: column(prompt, "consecutive_failures")?,
+        spec: None,
+        scheduled_for: column(prompt, "scheduled_for")?,
+        notification_email: column(prompt, "notification_email")?,
+        prompt_id: PromptId::from(column::<Uuid>(prompt, "id")?),
+        reason: None,
+        may_uncount: false,
+    };
+    // A notice has no output beside it, and changes nothing about its run.
+    if let Some(row) = outcome.first() {
+        end.trigger = word(row, "trigger")?;
+        let reason: Option<String> = column(row, "reason")?;
+        let failed: i64 = column(row, "failed")?;
+        let open: i64 = column(row, "open")?;
+        match word::<RunStatus>(row, "status")? {
+            RunStatus::Generated if open == 0 && failed == 0 => {
+                end.status = Some(RunStatus::Succeeded);
+            }
+            RunStatus::Generated if open == 0 => {
+                end.spec = column(row, "spec")?;
+                end.status = Some(RunStatus::Failed);
+                end.reason = Some("delivery_failed");
+            }
+            RunStatus::Failed
+                if open == 0 && failed == 0 && reason.as_deref() == Some("delivery_failed") =>
+            {
+                end.status = Some(RunStatus::Succeeded);
+                end.may_uncount = true;
+            }
+            RunStatus::Queued
+            | RunStatus::Running
+            | RunStatus::Generated
+            | RunStatus::Succeeded
+            | RunStatus::Failed
+            | RunStatus::TimedOut
+            | RunStatus::Cancelled
+            | RunStatus::Skipped
+            | RunStatus::Missed => {}
+        }
+    }
+    end.pauses &= end.status == Some(RunStatus::Failed) && end.trigger != RunTrigger::Test;
+    Ok(end)
+}
+
+/// Ends the run if its last delivery settled, inserts a notice if there is one, counts, and
+/// commits. One round trip.
+///
+/// # Errors
+/// When the database does not answer; then nothing of the settling is kept.
+pub async fn finish(
+    tx: TenantTx,
+    claim: &DeliveryClaim,
+    settled: &Settled,
+    end: &RunEnd,
+    notices: &[&runs::NewDelivery],
+    lease_ms: i64,
+) -> Result<(), DbError> {
+    let tenant = tx.tenant().uuid();
+    let run = claim.run_id.uuid();
+    let rows = runs::DeliveryRows::new(notices);
+    let level = match settled.status {
+        DeliveryStatus::Delivered => "info",
+        DeliveryStatus::Pending | DeliveryStatus::Sending | DeliveryStatus::Retrying => "warn",
+        DeliveryStatus::Exhausted | DeliveryStatus::Held => "error",
+    };
+    let log = Log::new(
+        level,
+        "delivery attempt settled",
+        json!({
+            "delivery_id": claim.delivery_id,
+            "status": settled.status,
+            "attempt": claim.attempt,
+            "attempts_max": claim.attempts_max,
+            "response_status": settled.response_status,
+            "code": settled.error_code,
+        }),
+    );
+    let status = end.status.map(RunStatus::as_str);
+    let counted = end
+        .status
+        .map_or(Counted::NOTHING, |status| Counted::of(status, end.trigger));
+    let uncounted = i32::from(end.may_uncount && end.trigger != RunTrigger::Test);
+    tx.commit_with(&[
+        step(
+            "-- deliveries::end_run
+             UPDATE scheduled_prompt_runs
+                SET status = $2, reason = $3, completed_at = clock_timestamp(),
+                    error_code = $3, error_message = CASE WHEN $3 IS NOT NULL
+                        THEN 'the output is kept, but not every destination has it' END
+              WHERE id = $1 AND $2::text IS NOT NULL AND status IN ('generated', 'failed')",
+            &[&run, &status, &end.reason],
+        ),
+        step(
+            runs::COUNT_END,
+            &[
+                &end.prompt_id.uuid(),
+                &counted.successes,
+                &(counted.failures - uncounted),
+                &status,
+                &counted.ends,
+                &end.pauses,
+            ],
+        ),
+        step(
+            runs::INSERT_DELIVERIES,
+            &rows.params(&tenant, &run, &lease_ms),
+        ),
+        step(
+            "-- deliveries::note_gone
+             INSERT INTO gone_webhooks (tenant_id, url) SELECT $1, $2 WHERE $2::text IS NOT NULL
+             ON CONFLICT (tenant_id, url) DO NOTHING",
+            &[&tenant, &settled.gone_url],
+        ),
+        step(runs::INSERT_LOG, &log.params(&tenant, &run)),
+    ])
+    .await?;
+    Ok(())
+}
+
+/// What became of a request to send a delivery again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Redeliver {
+    /// It waits for a sender.
+    Queued,
+    /// There is no such delivery.
+    NoSuchDelivery,
+    /// It is under way already.
+    UnderWay(DeliveryStatus),
+}
+
+/// Sends stored bytes again, under the same id. An endpoint that was gone is tried again.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn redeliver(tx: &TenantTx, delivery_id: DeliveryId) -> Result<Redeliver, DbError> {
+    let id = delivery_id.uuid();
+    let row = tx
+        .query_opt(
+            "-- deliveries::redeliver
+             WITH found AS (
+                 SELECT tenant_id, id, status, target FROM deliveries WHERE id = $1 FOR NO KEY UPDATE
+             ), queued AS (
+                 UPDATE deliveries d
+                    SET status = 'pending', attempts_max = d.attempt + 8,
+                        next_attempt_at = clock_timestamp()
+                   FROM found f
+                  WHERE d.tenant_id = f.tenant_id AND d.id = f.id
+                    AND f.status IN ('delivered', 'exhausted', 'held')
+             ), back AS (
+                 DELETE FROM gone_webhooks g USING found f
+                  WHERE g.tenant_id = f.tenant_id AND g.url = f.target
+             )
+             SELECT status FROM found",
+            &[&id],
+        )
+        .await?;
+    let Some(row) = row else {
+        return Ok(Redeliver::NoSuchDelivery);
+    };
+    let status: DeliveryStatus = word(&row, "status")?;
+    Ok(match status {
+        DeliveryStatus::Delivered | DeliveryStatus::Exhausted | DeliveryStatus::Held => {
+            Redeliver::Queued
+        }
+        DeliveryStatus::Pending | DeliveryStatus::Sending | DeliveryStatus::Retrying => {
+            Redeliver::UnderWay(status)
+        }
+    })
+}

@@ -1,0 +1,80 @@
+//! What can go wrong between Carillon and its database.
+
+use deadpool_postgres::PoolError;
+use tokio_postgres::error::SqlState;
+
+/// A failed statement or transaction. Its text may hold database words: never show it to a tenant.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// A setting that cannot work.
+    #[error("database configuration: {0}")]
+    Config(String),
+    /// A role that could see past the wall between tenants.
+    #[error("database role: {0}")]
+    Role(String),
+    /// No connection in time.
+    #[error("no database connection")]
+    Pool(#[from] PoolError),
+    /// The database refused a statement, or the connection broke.
+    #[error("database statement")]
+    Statement(#[from] tokio_postgres::Error),
+    /// A migration failed, or what was applied differs from what this program holds.
+    #[error("database migration")]
+    Migration(#[from] refinery::Error),
+    /// A fenced write changed no row: somebody else holds the run or delivery now.
+    #[error("the lease was lost")]
+    StaleLease,
+    /// A statement changed another number of rows than it must.
+    #[error("{statement} changed {changed} rows instead of {expected}")]
+    RowCount {
+        /// The statement's name.
+        statement: String,
+        /// How many rows it must change.
+        expected: u64,
+        /// How many it changed.
+        changed: u64,
+    },
+    /// A stored document that no longer reads.
+    #[error("stored {what} cannot be read: {detail}")]
+    Stored {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        detail: String,
+    },
+    /// An earlier statement of the transaction failed, so there is nothing to commit.
+    #[error("the transaction had failed before its commit")]
+    Aborted,
+}
+
+impl DbError {
+    /// The unique constraint or index that a statement ran into.
+    #[must_use]
+    pub fn unique_violation(&self) -> Option<&str> {
+        match self {
+            Self::Statement(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+                error.as_db_error().and_then(|db| db.constraint())
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the same call may succeed a moment later: no connection, a lock or a time-out.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Pool(_) => true,
+            Self::Statement(error) => match error.code() {
+                None => true,
+                Some(code) => ["08", "40", "53", "57", "55"].contains(&&code.code()[..2]),
+            },
+            Self::Config(_)
+            | Self::Role(_)
+            | Self::Migration(_)
+            | Self::StaleLease
+            | Self::RowCount { .. }
+            | Self::Stored { .. }
+            | Self::Aborted => false,
+        }
+    }
+}
