@@ -52,8 +52,10 @@ fn print(preview: &Preview) {
         println!("  {}   {}", slot.local, slot.scheduled_for);
     }
     for entry in &preview.eventbridge {
-        let zone = entry.timezone.as_deref().unwrap_or("UTC");
-        println!("EventBridge Scheduler: {} in {zone}", entry.expression);
+        println!(
+            "EventBridge Scheduler: {} in {}",
+            entry.expression, entry.timezone
+        );
     }
     for warning in &preview.warnings {
         println!("note ({}): {}", warning.code, warning.detail);

@@ -90,7 +90,10 @@ impl Service {
     /// When a part cannot start; what had started is stopped.
     pub async fn start(settings: &Settings, say: &dyn Fn(&str)) -> Result<Self> {
         let listener = TcpListener::bind(settings.listen).await.with_context(|| {
-            format!("cannot listen on {}; choose another with --listen", settings.listen)
+            format!(
+                "cannot listen on {}; choose another with --listen",
+                settings.listen
+            )
         })?;
         let providers = ProvidersConfig::from_vars(|name| std::env::var(name).ok(), true)
             .map_err(|faults| anyhow::anyhow!(describe(&faults)))?;
@@ -224,7 +227,10 @@ fn role_passwords(settings: &Settings) -> Result<migrate::RolePasswords> {
     }
     Ok(migrate::RolePasswords {
         app: Some(kept_password(&settings.data_dir, "carillon_app.password")?),
-        system: Some(kept_password(&settings.data_dir, "carillon_system.password")?),
+        system: Some(kept_password(
+            &settings.data_dir,
+            "carillon_system.password",
+        )?),
     })
 }
 

@@ -114,7 +114,10 @@ impl UnderWay {
                 Ok(Some(ended)) => self.forget(ended),
                 Ok(None) => return,
                 Err(_) => {
-                    warn!(left = self.tasks.len(), "running work left; it comes back when its lease ends");
+                    warn!(
+                        left = self.tasks.len(),
+                        "running work left; it comes back when its lease ends"
+                    );
                     return;
                 }
             }

@@ -223,6 +223,12 @@ impl ApiError {
         self.0.code
     }
 
+    #[cfg(test)]
+    pub(crate) fn told(&self) -> Vec<(&str, &str)> {
+        let faults = self.0.errors.iter();
+        faults.map(|fault| (&*fault.field, fault.code)).collect()
+    }
+
     /// Why it happened, for the log: the first line of each cause. Postgres puts the values of the
     /// row into the lines after it.
     pub(crate) fn cause_text(&self) -> Option<String> {
