@@ -8,6 +8,8 @@ mod merge;
 mod parse;
 mod schema;
 
+use std::fmt;
+
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use serde::{Serialize, Serializer};
@@ -64,6 +66,7 @@ const PAUSE_AFTER_FAILURES: u32 = 10;
 /// What a slot does that comes due while a run of the same prompt is going on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(default = "skip")]
 pub enum Overlap {
     /// It is skipped, and recorded as skipped.
     #[default]
@@ -77,6 +80,7 @@ pub enum Overlap {
 /// What becomes of slots that were missed and are still within `catchup_window_s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(default = "run_latest")]
 pub enum Misfire {
     /// None runs.
     Skip,
@@ -107,7 +111,7 @@ pub struct Rules<'a> {
 }
 
 /// All that a tenant says about a prompt, checked.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, PartialEq, Serialize, ToSchema)]
 pub struct PromptSpec {
     /// The name that people see.
     #[schema(min_length = 1, max_length = 200, example = "Morning brief")]
@@ -133,20 +137,19 @@ pub struct PromptSpec {
     /// How the model is to answer.
     model_settings: ModelSettings,
     /// Values for the templates, as `context.*`; at most 32 KiB of JSON.
-    #[schema(value_type = Object, default = json!({}))]
+    #[schema(value_type = Object)]
     context: Map<String, Value>,
     /// When it is due. Without a zone, the tenant's default zone counts.
     #[serde(serialize_with = "form")]
     #[schema(value_type = Form)]
     schedule: Schedule,
-    /// What a slot does that comes due while a run is going on.
-    #[schema(inline, default = "skip")]
+    // A description here would not fit beside the one of the inlined type.
+    #[schema(inline)]
     overlap: Overlap,
     /// How long a missed slot stays worth running, in seconds.
     #[schema(minimum = 0, maximum = 604_800, default = 900)]
     catchup_window_s: u32,
-    /// What becomes of slots that were missed.
-    #[schema(inline, default = "run_latest")]
+    #[schema(inline)]
     misfire: Misfire,
     /// After so many runs the prompt is completed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -177,10 +180,10 @@ pub struct PromptSpec {
     #[schema(min_length = 1, max_length = 200)]
     external_id: Option<String>,
     /// Words to find it by, each at most 50 characters on one line, each once.
-    #[schema(max_items = 20, default = json!([]), example = json!(["daily", "energy"]))]
+    #[schema(max_items = 20, example = json!(["daily", "energy"]))]
     tags: Vec<String>,
     /// Whatever the caller wants to keep with it; at most 16 KiB of JSON.
-    #[schema(value_type = Object, default = json!({}))]
+    #[schema(value_type = Object)]
     metadata: Map<String, Value>,
 }
 
@@ -360,6 +363,14 @@ impl PromptSpec {
     #[must_use]
     pub fn metadata(&self) -> &Map<String, Value> {
         &self.metadata
+    }
+}
+
+/// A prompt is its tenant's: no part of its text may reach a log.
+impl fmt::Debug for PromptSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("PromptSpec");
+        shown.field("model", &self.model).finish_non_exhaustive()
     }
 }
 

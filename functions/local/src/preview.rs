@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use chrono::Utc;
-use management::error::ApiError;
+use axum::http::HeaderMap;
+use management::{error::ApiError, request::RequestId};
 use serde_json::json;
 use shared::schedule::{Preview, Schedule};
 
@@ -37,7 +38,7 @@ pub fn run(args: &PreviewArgs) -> Result<ExitCode> {
         }
         Err(faults) => {
             let faults = faults.into_iter().map(|fault| fault.under("schedule"));
-            let problem = ApiError::validation(faults.collect()).problem();
+            let problem = ApiError::validation(faults.collect()).problem(&RequestId::of(&HeaderMap::new()));
             println!("{}", serde_json::to_string_pretty(&problem)?);
             Ok(ExitCode::from(REFUSED))
         }
@@ -51,7 +52,10 @@ fn print(preview: &Preview) {
         println!("  {}   {}", slot.local, slot.scheduled_for);
     }
     for entry in &preview.eventbridge {
-        println!("EventBridge Scheduler: {} in {}", entry.expression, entry.timezone);
+        println!(
+            "EventBridge Scheduler: {} in {}",
+            entry.expression, entry.timezone
+        );
     }
     for warning in &preview.warnings {
         println!("note ({}): {}", warning.code, warning.detail);

@@ -66,8 +66,14 @@ fn greet(service: &Service, settings: &Settings) {
     }
     say(&format!("API      {base}/v1/prompts"));
     say(&format!("docs     {base}/docs"));
-    say(&format!("outbox   {}", settings.data_dir.join("outbox").display()));
-    say(&format!("storage  {}", settings.data_dir.join("storage").display()));
+    say(&format!(
+        "outbox   {}",
+        settings.data_dir.join("outbox").display()
+    ));
+    say(&format!(
+        "storage  {}",
+        settings.data_dir.join("storage").display()
+    ));
     say("Ctrl-C stops");
 }
 

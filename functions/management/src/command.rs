@@ -59,8 +59,10 @@ impl FromRequest<App> for Command {
         };
         let is_json = is_json(request.headers());
         let mut hasher = Sha256::new();
-        let target = request.uri().to_string();
-        for part in [request.method().as_str(), &target] {
+        // Not the whole URI: behind a proxy its host may differ from one try to the next.
+        let target = request.uri().path_and_query();
+        let target = target.map_or("/", |target| target.as_str());
+        for part in [request.method().as_str(), target] {
             hasher.update(part.len().to_be_bytes());
             hasher.update(part);
         }

@@ -223,6 +223,12 @@ impl ApiError {
         self.0.code
     }
 
+    #[cfg(test)]
+    pub(crate) fn told(&self) -> Vec<(&str, &str)> {
+        let faults = self.0.errors.iter();
+        faults.map(|fault| (&*fault.field, fault.code)).collect()
+    }
+
     /// Why it happened, for the log: the first line of each cause. Postgres puts the values of the
     /// row into the lines after it.
     pub(crate) fn cause_text(&self) -> Option<String> {
@@ -238,10 +244,17 @@ impl ApiError {
         Some(lines.join(": "))
     }
 
-    /// The answer as it is sent. Headers that `bare` carries are kept: `Allow` is one.
-    pub(crate) fn render(&self, request_id: &RequestId, bare: Response) -> Response {
+    /// What happened, fit for the caller.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.0.detail
+    }
+
+    /// The body of the answer.
+    #[must_use]
+    pub fn problem(&self, request_id: &RequestId) -> Problem {
         let parts = &self.0;
-        let problem = Problem {
+        Problem {
             r#type: format!("urn:carillon:problem:{}", parts.code),
             title: parts.code.replace('_', " "),
             status: parts.status.as_u16(),
@@ -249,8 +262,13 @@ impl ApiError {
             code: parts.code.to_owned(),
             request_id: request_id.as_str().to_owned(),
             errors: parts.errors.clone(),
-        };
-        let mut response = (parts.status, Json(problem)).into_response();
+        }
+    }
+
+    /// The answer as it is sent. Headers that `bare` carries are kept: `Allow` is one.
+    pub(crate) fn render(&self, request_id: &RequestId, bare: Response) -> Response {
+        let parts = &self.0;
+        let mut response = (parts.status, Json(self.problem(request_id))).into_response();
         let headers = response.headers_mut();
         if let Some(allow) = bare.headers().get(header::ALLOW) {
             headers.insert(header::ALLOW, allow.clone());

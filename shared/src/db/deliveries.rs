@@ -426,7 +426,7 @@ pub async fn finish(
         ),
         step(
             "-- deliveries::note_gone
-             INSERT INTO gone_webhooks (tenant_id, url) SELECT $1, $2 WHERE $2::text IS NOT NULL
+             INSERT INTO gone_webhooks (tenant_id, url) SELECT $1::uuid, $2::text WHERE $2::text IS NOT NULL
              ON CONFLICT (tenant_id, url) DO NOTHING",
             &[&tenant, &settled.gone_url],
         ),

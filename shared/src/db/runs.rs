@@ -1211,15 +1211,15 @@ pub(super) const INSERT_LOG: &str = "-- runs::log
 /// A run's end: $2 successes and $3 failures more, $5 whether it ended, $6 whether that pauses.
 pub(super) const COUNT_END: &str = "-- runs::count_end
     UPDATE scheduled_prompts
-       SET success_count = success_count + $2,
-           failure_count = failure_count + $3,
-           consecutive_failures = CASE WHEN $2 > 0 THEN 0 ELSE consecutive_failures + $3 END,
-           last_status = $4,
+       SET success_count = success_count + $2::int,
+           failure_count = failure_count + $3::int,
+           consecutive_failures = CASE WHEN $2::int > 0 THEN 0 ELSE greatest(consecutive_failures + $3::int, 0) END,
+           last_status = $4::text,
            last_run_at = clock_timestamp(),
-           status = CASE WHEN $6 THEN 'paused' ELSE status END,
-           status_reason = CASE WHEN $6 THEN 'failures' ELSE status_reason END,
-           next_run_at = CASE WHEN $6 THEN NULL ELSE next_run_at END,
-           version = version + CASE WHEN $6 THEN 1 ELSE 0 END
+           status = CASE WHEN $6::boolean THEN 'paused' ELSE status END,
+           status_reason = CASE WHEN $6::boolean THEN 'failures' ELSE status_reason END,
+           next_run_at = CASE WHEN $6::boolean THEN NULL ELSE next_run_at END,
+           version = version + CASE WHEN $6::boolean THEN 1 ELSE 0 END
      WHERE id = $1 AND $5::boolean";
 
 const UNCOUNT_FAILURE: &str = "-- runs::uncount_failure

@@ -5,18 +5,19 @@
 
 use std::borrow::Cow;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
         RefOr,
         schema::{
-            AdditionalProperties, Object, ObjectBuilder, OneOfBuilder, Schema, SchemaType, Type,
+            AdditionalProperties, ArrayItems, Object, ObjectBuilder, OneOfBuilder, Schema,
+            SchemaType, Type,
         },
     },
 };
 
-use super::PromptSpec;
+use super::{PromptSpec, TAG_CHARS_MAX};
 
 /// What a body must hold; for all else there is a default.
 const REQUIRED: [&str; 4] = ["prompt_name", "prompt_text", "model", "schedule"];
@@ -109,12 +110,37 @@ fn fields() -> Object {
         RefOr::T(_) | RefOr::Ref(_) => Object::new(),
     };
     object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+    let tag = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .min_length(Some(1))
+        .max_length(Some(TAG_CHARS_MAX))
+        .build();
+    // What the derive cannot say.
+    for (name, schema) in &mut object.properties {
+        match (name.as_str(), schema) {
+            ("context" | "metadata", RefOr::T(Schema::Object(object))) => {
+                object.default = Some(json!({}));
+            }
+            ("tags", RefOr::T(Schema::Array(tags))) => {
+                tags.items = ArrayItems::from(tag.clone());
+                tags.unique_items = true;
+                tags.default = Some(json!([]));
+            }
+            _ => {}
+        }
+    }
     object
 }
 
 fn allow_null(schema: &mut RefOr<Schema>) {
     match schema {
-        RefOr::T(Schema::Object(object)) => add_null(&mut object.schema_type),
+        RefOr::T(Schema::Object(object)) => {
+            add_null(&mut object.schema_type);
+            object
+                .enum_values
+                .iter_mut()
+                .for_each(|words| words.push(Value::Null));
+        }
         RefOr::T(Schema::Array(array)) => add_null(&mut array.schema_type),
         RefOr::T(_) | RefOr::Ref(_) => {
             let null = ObjectBuilder::new().schema_type(Type::Null);
