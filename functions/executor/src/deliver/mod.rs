@@ -292,11 +292,14 @@ mod tests {
 
     use super::*;
 
-    /// A server that answers with these statuses, one a connection, and returns what came: the
-    /// header lines in lower case, and the body.
-    fn endpoint(
-        statuses: &'static [&'static str],
-    ) -> (String, JoinHandle<Vec<(Vec<String>, String)>>) {
+    struct Request {
+        /// In lower case.
+        lines: Vec<String>,
+        body: String,
+    }
+
+    /// A server that answers with these statuses, one a connection, and returns what came.
+    fn endpoint(statuses: &'static [&'static str]) -> (String, JoinHandle<Vec<Request>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
         let requests = thread::spawn(move || {
@@ -319,7 +322,8 @@ mod tests {
                     .map_or(0, |length| length.parse().unwrap());
                 let mut body = vec![0; length];
                 reader.read_exact(&mut body).unwrap();
-                requests.push((lines, String::from_utf8(body).unwrap()));
+                let body = String::from_utf8(body).unwrap();
+                requests.push(Request { lines, body });
                 let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 4\r\n\r\nsaid");
                 stream.write_all(answer.as_bytes()).unwrap();
             }
@@ -371,7 +375,7 @@ mod tests {
         let header = |at: usize, name: &str| {
             let prefix = format!("{name}: ");
             let mut found = requests[at]
-                .0
+                .lines
                 .iter()
                 .filter_map(|line| line.strip_prefix(&prefix));
             let value = found.next().unwrap().to_owned();
@@ -379,8 +383,8 @@ mod tests {
             value
         };
         for at in [0, 1] {
-            assert_eq!(requests[at].0[0], "post /hook http/1.1");
-            assert_eq!(requests[at].1, r#"{"type":"run.succeeded"}"#);
+            assert_eq!(requests[at].lines[0], "post /hook http/1.1");
+            assert_eq!(requests[at].body, r#"{"type":"run.succeeded"}"#);
             assert_eq!(header(at, "webhook-id"), item.delivery_id.to_string());
             assert_eq!(header(at, "content-type"), "application/json");
             assert!(header(at, "user-agent").starts_with("carillon/"));
