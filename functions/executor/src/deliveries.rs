@@ -23,7 +23,7 @@ use crate::{
         self, DeliveryError, Disposition, Outgoing, Sent, Target,
         render::{self, FailureFacts, RenderError, Rendered, RunFacts},
     },
-    runs::Job,
+    job::Job,
 };
 
 /// A delivery that was rendered, and the row that keeps it.
@@ -49,7 +49,7 @@ pub(crate) fn prepare(
             let id = DeliveryId::new();
             let rendered = match destination {
                 Destination::Email(email) => {
-                    let subject = job.subject(email.subject(), claim.run_id);
+                    let subject = job.subject(email.subject());
                     render::email(&facts, id, email, subject.as_deref(), &executor.from)
                 }
                 Destination::Webhook(webhook) => render::webhook(&facts, webhook),
@@ -361,7 +361,7 @@ fn notices_of_end(
     let Some(job) = end
         .spec
         .as_ref()
-        .and_then(|spec| Job::ended(spec, end.scheduled_for, end.trigger).ok())
+        .and_then(|spec| Job::new(claim.run_id, spec, end.scheduled_for, end.trigger).ok())
     else {
         return Vec::new();
     };
@@ -459,7 +459,7 @@ fn prepared(
             target,
             destination,
             body: body.clone(),
-            attempts_max: i32::try_from(deliver::ATTEMPTS_MAX).unwrap_or(1),
+            attempts_max: deliveries::ATTEMPTS_MAX,
         },
         body,
         gone: false,

@@ -1,7 +1,10 @@
 //! Takes wake-ups from the queue inside this process and runs them, a bounded number at a time.
 
 use std::{
-    collections::{HashMap, HashSet}, sync::Arc, time::Duration};
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use executor::Executor;
 use shared::{db::DbError, message::WakeUp, queue::Queue};

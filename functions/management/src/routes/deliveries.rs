@@ -70,6 +70,12 @@ async fn redeliver(
             .wake(wake_up))
     };
     command
-        .run(&app, &caller, Role::Editor, Action::DeliveryRequested, handler)
+        .run(
+            &app,
+            &caller,
+            Role::Editor,
+            Action::DeliveryRequested,
+            handler,
+        )
         .await
 }
