@@ -52,10 +52,8 @@ fn print(preview: &Preview) {
         println!("  {}   {}", slot.local, slot.scheduled_for);
     }
     for entry in &preview.eventbridge {
-        println!(
-            "EventBridge Scheduler: {} in {}",
-            entry.expression, entry.timezone
-        );
+        let zone = entry.timezone.as_deref().unwrap_or("UTC");
+        println!("EventBridge Scheduler: {} in {zone}", entry.expression);
     }
     for warning in &preview.warnings {
         println!("note ({}): {}", warning.code, warning.detail);

@@ -403,8 +403,8 @@ pub async fn finish(
         step(
             "-- deliveries::end_run
              UPDATE scheduled_prompt_runs
-                SET status = $2, reason = $3, completed_at = clock_timestamp(),
-                    error_code = $3, error_message = CASE WHEN $3 IS NOT NULL
+                SET status = $2, reason = $3::text, completed_at = clock_timestamp(),
+                    error_code = $3::text, error_message = CASE WHEN $3::text IS NOT NULL
                         THEN 'the output is kept, but not every destination has it' END
               WHERE id = $1 AND $2::text IS NOT NULL AND status IN ('generated', 'failed')",
             &[&run, &status, &end.reason],

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use chrono_tz::Tz;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -17,7 +16,7 @@ use crate::{
     fault::Fault,
     fields::Fields,
     model::{ModelName, ModelSettings, Provider},
-    schedule::Schedule,
+    schedule::{self, Schedule},
     template::Template,
 };
 
@@ -108,12 +107,12 @@ fn schedule(
     kept: Option<&Schedule>,
 ) -> Option<Schedule> {
     fields
-        .required("schedule")
+        .required_such_as("schedule", r#"{"type": "daily", "at": "08:00"}"#)
         .parse(|value| match (kept, rules) {
             (Some(kept), _) => Ok(kept.clone()),
             (None, None) => Schedule::from_stored(value),
             (None, Some(rules)) => {
-                let zoned = with_timezone(value, rules.default_timezone);
+                let zoned = schedule::with_timezone(value, rules.default_timezone);
                 let schedule = Schedule::parse(&zoned, rules.now)?;
                 match schedule.shortest_gap_minutes() {
                     Some(gap) if gap < rules.interval_minutes_min => Err(vec![Fault::new(
@@ -131,33 +130,23 @@ fn schedule(
         })
 }
 
-/// The schedule with a zone; what is no object is left for the schedule's own parser to refuse.
-fn with_timezone(value: &Value, timezone: Tz) -> Value {
-    let mut value = value.clone();
-    if let Value::Object(schedule) = &mut value {
-        let given = schedule.entry("timezone").or_insert(Value::Null);
-        if given.is_null() {
-            *given = Value::from(timezone.name());
-        }
-    }
-    value
-}
-
 fn model(fields: &mut Fields<'_>, rules: Option<&Rules<'_>>) -> Option<ModelName> {
-    fields.required("model").parse_text(|text| {
-        let model = ModelName::parse(text)?;
-        let Some(rules) = rules else { return Ok(model) };
-        rules.catalog.check(&model)?;
-        if model.provider() == Provider::Echo && !rules.allow_echo {
-            return Err(Fault::new(
-                "",
-                "provider_not_allowed",
-                "the offline provider is switched off here",
-                "name a model of another provider",
-            ));
-        }
-        Ok(model)
-    })
+    fields
+        .required_such_as("model", "openai/gpt-5-mini")
+        .parse_text(|text| {
+            let model = ModelName::parse(text)?;
+            let Some(rules) = rules else { return Ok(model) };
+            rules.catalog.check(&model)?;
+            if model.provider() == Provider::Echo && !rules.allow_echo {
+                return Err(Fault::new(
+                    "",
+                    "provider_not_allowed",
+                    "the offline provider is switched off here",
+                    "name a model of another provider",
+                ));
+            }
+            Ok(model)
+        })
 }
 
 fn settings(
@@ -168,7 +157,7 @@ fn settings(
     let read = fields.optional("model_settings").parse(|value| {
         let settings = ModelSettings::parse(value)?;
         let refused = match (model, rules) {
-            (Some(model), Some(_)) => settings.faults_for(model.provider()),
+            (Some(model), Some(rules)) => rules.catalog.settings_faults(model, &settings),
             (None, _) | (_, None) => Vec::new(),
         };
         if refused.is_empty() {

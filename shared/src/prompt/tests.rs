@@ -412,7 +412,7 @@ fn all_faults_are_told_at_once() {
         ("model", "malformed_model"),
         ("schedule.at", "missing"),
         ("tags[0]", "wrong_type"),
-        ("destinations[0].kind", "unknown_kind"),
+        ("destinations[0].kind", "unknown_value"),
         ("max_runs", "out_of_range"),
         ("prompt_name", "missing"),
         ("extra", "unknown_field"),

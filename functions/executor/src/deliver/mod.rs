@@ -282,7 +282,165 @@ fn excerpt(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{BufRead, BufReader, Read, Write},
+        net::TcpListener,
+        thread::{self, JoinHandle},
+    };
+
+    use shared::{outbound::Policy, webhook_secret::WebhookSecret};
+
     use super::*;
+
+    struct Request {
+        /// In lower case.
+        lines: Vec<String>,
+        body: String,
+    }
+
+    /// A server that answers with these statuses, one a connection, and returns what came.
+    fn endpoint(statuses: &'static [&'static str]) -> (String, JoinHandle<Vec<Request>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap());
+        let requests = thread::spawn(move || {
+            let mut requests = Vec::new();
+            for status in statuses {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                let mut lines = Vec::new();
+                loop {
+                    let mut line = String::new();
+                    reader.read_line(&mut line).unwrap();
+                    match line.trim_end() {
+                        "" => break,
+                        line => lines.push(line.to_lowercase()),
+                    }
+                }
+                let length = lines
+                    .iter()
+                    .find_map(|line| line.strip_prefix("content-length: "))
+                    .map_or(0, |length| length.parse().unwrap());
+                let mut body = vec![0; length];
+                reader.read_exact(&mut body).unwrap();
+                let body = String::from_utf8(body).unwrap();
+                requests.push(Request { lines, body });
+                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 4\r\n\r\nsaid");
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+            requests
+        });
+        (url, requests)
+    }
+
+    fn sender(folder: &std::path::Path, allow_loopback: bool) -> Sender {
+        Sender::new(
+            Mailer::Directory {
+                path: folder.join("outbox"),
+            },
+            Storage::Directory {
+                root: folder.join("storage"),
+            },
+            Guarded::new(Policy { allow_loopback }).unwrap(),
+        )
+    }
+
+    #[tokio::test]
+    async fn each_attempt_of_a_webhook_has_the_same_id_and_body_and_a_time_of_its_own() {
+        let (url, requests) = endpoint(&["503 Busy", "200 OK"]);
+        let folder = tempfile::tempdir().unwrap();
+        let sender = sender(folder.path(), true);
+        let secrets = SigningSecrets {
+            current: WebhookSecret::generate(),
+            previous: None,
+        };
+        let mut item = Outgoing {
+            delivery_id: DeliveryId::new(),
+            target: Target::Webhook(&url, &secrets),
+            body: Bytes::from_static(br#"{"type":"run.succeeded"}"#),
+            attempted_at: "2026-03-02T09:00:00Z".parse().unwrap(),
+        };
+        let error = sender.send(&item).await.unwrap_err();
+        assert_eq!(
+            (error.code(), error.answer().unwrap().status),
+            ("endpoint_busy", 503)
+        );
+        item.attempted_at += Duration::from_secs(7);
+        let sent = sender.send(&item).await.unwrap();
+        assert_eq!(
+            (sent.status, sent.excerpt.as_deref()),
+            (Some(200), Some("said"))
+        );
+
+        let requests = requests.join().unwrap();
+        let header = |at: usize, name: &str| {
+            let prefix = format!("{name}: ");
+            let mut found = requests[at]
+                .lines
+                .iter()
+                .filter_map(|line| line.strip_prefix(&prefix));
+            let value = found.next().unwrap().to_owned();
+            assert_eq!(found.next(), None, "{name}");
+            value
+        };
+        for at in [0, 1] {
+            assert_eq!(requests[at].lines[0], "post /hook http/1.1");
+            assert_eq!(requests[at].body, r#"{"type":"run.succeeded"}"#);
+            assert_eq!(header(at, "webhook-id"), item.delivery_id.to_string());
+            assert_eq!(header(at, "content-type"), "application/json");
+            assert!(header(at, "user-agent").starts_with("carillon/"));
+        }
+        assert_eq!(header(0, "webhook-timestamp"), "1772442000");
+        assert_eq!(header(1, "webhook-timestamp"), "1772442007");
+        assert_ne!(
+            header(0, "webhook-signature"),
+            header(1, "webhook-signature")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_refused_url_is_final_and_says_nothing_of_our_network() {
+        let folder = tempfile::tempdir().unwrap();
+        let sender = sender(folder.path(), false);
+        let secrets = SigningSecrets {
+            current: WebhookSecret::generate(),
+            previous: None,
+        };
+        let item = Outgoing {
+            delivery_id: DeliveryId::new(),
+            target: Target::Webhook("https://169.254.169.254/latest", &secrets),
+            body: Bytes::new(),
+            attempted_at: Utc::now(),
+        };
+        let error = sender.send(&item).await.unwrap_err();
+        assert_eq!(error.code(), "url_not_allowed");
+        assert_eq!(error.disposition(), Disposition::GiveUp);
+        assert!(!error.outcome_unknown() && !error.to_string().contains("169"));
+    }
+
+    #[tokio::test]
+    async fn a_malformed_row_sends_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let sender = sender(folder.path(), true);
+        for to in [
+            "",
+            "a@b.example, ",
+            "a@b.example, no",
+            "a@b.example\r\nRCPT TO:<c@d.example>",
+        ] {
+            let item = Outgoing {
+                delivery_id: DeliveryId::new(),
+                target: Target::Email(to),
+                body: Bytes::new(),
+                attempted_at: Utc::now(),
+            };
+            let error = sender.send(&item).await.unwrap_err();
+            assert_eq!(
+                (error.code(), error.disposition()),
+                ("invalid_target", Disposition::GiveUp)
+            );
+        }
+        assert!(!folder.path().join("outbox").exists());
+    }
 
     #[test]
     fn an_excerpt_is_short_and_harmless() {
