@@ -13,7 +13,6 @@ use shared::{
     message::WakeUp,
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
-use uuid::Uuid;
 
 use crate::{
     app::App,

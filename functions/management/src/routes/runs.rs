@@ -16,7 +16,6 @@ use shared::{
     run::{RunStatus, RunTrigger},
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
-use uuid::Uuid;
 
 use crate::{
     app::App,
