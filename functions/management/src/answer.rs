@@ -72,7 +72,7 @@ fn is_health(response: &Response) -> bool {
 
 fn log(status: StatusCode, started: Instant, error: Option<&ApiError>) {
     let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let code = error.map_or("", ApiError::code);
+    let code = error.map(ApiError::code);
     match error.and_then(ApiError::cause_text) {
         Some(cause) => tracing::error!(
             http.status = status.as_u16(),

@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use shared::{
     api_key::Role,
@@ -114,7 +114,7 @@ impl Command {
     /// As [`Command::json`].
     pub fn json_or_empty(&self) -> Result<Value, ApiError> {
         if self.body.is_empty() {
-            return Ok(Value::Object(serde_json::Map::new()));
+            return Ok(json!({}));
         }
         self.json()
     }
@@ -142,7 +142,7 @@ impl Command {
         };
         if let Err(refusal) = caller.require(role) {
             let tx = app.db.tenant(by.tenant).await?;
-            let event = by.event(action, None, Outcome::Refused, Value::Null);
+            let event = by.event(action, None, Outcome::Refused, json!({}));
             idempotency::commit(tx, Some(&event), None).await?;
             return Err(refusal);
         }
@@ -303,10 +303,7 @@ impl By<'_> {
             target_id,
             outcome,
             request_id: self.request_id.as_str().to_owned(),
-            detail: match detail {
-                Value::Null => Value::Object(serde_json::Map::new()),
-                detail => detail,
-            },
+            detail,
         }
     }
 }
@@ -375,7 +372,7 @@ impl Answer {
                 body,
             },
             target: None,
-            detail: Value::Null,
+            detail: json!({}),
             changed: true,
             wake_ups: Vec::new(),
         }
