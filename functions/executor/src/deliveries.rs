@@ -23,7 +23,7 @@ use crate::{
         self, DeliveryError, Disposition, Outgoing, Sent, Target,
         render::{self, FailureFacts, RenderError, Rendered, RunFacts},
     },
-    runs::Job,
+    job::Job,
 };
 
 /// A delivery that was rendered, and the row that keeps it.
@@ -49,7 +49,7 @@ pub(crate) fn prepare(
             let id = DeliveryId::new();
             let rendered = match destination {
                 Destination::Email(email) => {
-                    let subject = job.subject(email.subject(), claim.run_id);
+                    let subject = job.subject(email.subject());
                     render::email(&facts, id, email, subject.as_deref(), &executor.from)
                 }
                 Destination::Webhook(webhook) => render::webhook(&facts, webhook),
@@ -273,7 +273,16 @@ async fn attempt(
         ));
     };
     let signing = match held.kind {
-        Kind::Webhook => Some(open(executor, held.claim.tenant_id, secrets)?),
+        Kind::Webhook => match open(executor, held.claim.tenant_id, secrets) {
+            None => {
+                return Err(settled(
+                    DeliveryStatus::Exhausted,
+                    "signing_secret_unreadable",
+                    "the signing secret cannot be read; rotate it and redeliver",
+                ));
+            }
+            opened => opened,
+        },
         Kind::Email | Kind::Storage => None,
     };
     let target = match (held.kind, &signing) {
@@ -361,7 +370,7 @@ fn notices_of_end(
     let Some(job) = end
         .spec
         .as_ref()
-        .and_then(|spec| Job::ended(spec, end.scheduled_for, end.trigger).ok())
+        .and_then(|spec| Job::new(claim.run_id, spec, end.scheduled_for, end.trigger).ok())
     else {
         return Vec::new();
     };
@@ -410,7 +419,7 @@ fn open(
     executor: &Executor,
     tenant_id: TenantId,
     sealed: &SealedSecrets,
-) -> Result<SigningSecrets, Settled> {
+) -> Option<SigningSecrets> {
     let open = |blob: &[u8]| {
         executor
             .sealer
@@ -423,13 +432,9 @@ fn open(
     };
     let Some(current) = open(&sealed.current) else {
         error!(tenant.id = %tenant_id, "webhook secret cannot be opened with this sealing key");
-        return Err(settled(
-            DeliveryStatus::Exhausted,
-            "signing_secret_unreadable",
-            "the signing secret cannot be read; rotate it and redeliver",
-        ));
+        return None;
     };
-    Ok(SigningSecrets {
+    Some(SigningSecrets {
         current,
         previous: sealed.previous.as_deref().and_then(open),
     })
@@ -459,7 +464,7 @@ fn prepared(
             target,
             destination,
             body: body.clone(),
-            attempts_max: i32::try_from(deliver::ATTEMPTS_MAX).unwrap_or(1),
+            attempts_max: deliveries::ATTEMPTS_MAX,
         },
         body,
         gone: false,

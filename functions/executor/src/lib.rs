@@ -18,6 +18,7 @@ use crate::{deliver::Sender, model::Models};
 pub mod deliver;
 mod deliveries;
 pub mod http;
+mod job;
 pub mod model;
 mod runs;
 

@@ -10,17 +10,16 @@ use shared::{
         DbError,
         runs::{self, AfterFailure, Answer, Claim, Failure, Intent, LockedRun, NextStep, Tokens},
     },
-    fault::Fault,
     ids::{PromptId, RunId, TenantId},
     prompt::{Overlap, PromptSpec},
     run::{RunStatus, RunTrigger},
     slots::{self, Fate, Plan, Policy},
-    template::{Template, Values},
 };
 use tracing::{info, warn};
 
 use crate::{
     Executor, deliveries,
+    job::{Job, Texts, stored_spec},
     model::{Disposition, ModelAnswer, ModelError, ModelRequest},
 };
 
@@ -59,17 +58,10 @@ pub(crate) async fn fire(
         return Ok(());
     };
     let run_id = RunId::new();
-    let job = Job::prepare(
-        &tx,
-        prompt_id,
-        run_id,
-        slot,
-        RunTrigger::Schedule,
-        spec,
-        None,
-    )
-    .await?;
-    let intent = job.intent(executor);
+    let job = Job::new(run_id, &due.spec, slot, RunTrigger::Schedule)?
+        .render(&tx, prompt_id, None)
+        .await?;
+    let intent = intent(executor, &job);
     match runs::write_plan(tx, &due, &plan, attempts_max, Some((run_id, &intent))).await? {
         Some(claim) => execute(executor, claim, job).await,
         None => Ok(()),
@@ -95,18 +87,14 @@ pub(crate) async fn resume(
             give_up(executor, tenant_id, &locked).await
         }
         NextStep::Claim => {
-            let spec = stored_spec(&locked.spec)?;
-            let job = Job::prepare(
-                &tx,
-                locked.prompt_id,
-                run_id,
-                locked.scheduled_for,
-                locked.trigger,
-                spec,
-                locked.rendered_input.take(),
-            )
-            .await?;
-            let claim = runs::claim(tx, &locked, &job.intent(executor)).await?;
+            let earlier = locked.rendered_input.take().map(|input| Texts {
+                input,
+                system: locked.rendered_system.take(),
+            });
+            let job = Job::new(run_id, &locked.spec, locked.scheduled_for, locked.trigger)?
+                .render(&tx, locked.prompt_id, earlier)
+                .await?;
+            let claim = runs::claim(tx, &locked, &intent(executor, &job)).await?;
             execute(executor, claim, job).await
         }
     }
@@ -128,113 +116,14 @@ fn attempts_max(spec: &PromptSpec) -> i32 {
     i32::try_from(spec.max_retries()).map_or(i32::MAX, |retries| retries.saturating_add(1))
 }
 
-/// What a claimed run is to do.
-pub(crate) struct Job {
-    pub(crate) spec: PromptSpec,
-    pub(crate) scheduled_for: DateTime<Utc>,
-    pub(crate) trigger: RunTrigger,
-    previous_output: Option<String>,
-    input: Result<String, Failure>,
-}
-
-impl Job {
-    /// Renders the model's input, or takes over what an earlier try was given.
-    async fn prepare(
-        tx: &shared::db::TenantTx,
-        prompt_id: PromptId,
-        run_id: RunId,
-        scheduled_for: DateTime<Utc>,
-        trigger: RunTrigger,
-        spec: PromptSpec,
-        rendered_input: Option<String>,
-    ) -> Result<Self, DbError> {
-        let mut job = Self {
-            spec,
-            scheduled_for,
-            trigger,
-            previous_output: None,
-            input: Ok(rendered_input.unwrap_or_default()),
-        };
-        if job.input.as_ref().is_ok_and(String::is_empty) {
-            let template = Template::parse(job.spec.prompt_text());
-            if template.as_ref().is_ok_and(Template::uses_previous_output) {
-                job.previous_output = runs::previous_output(tx, prompt_id).await?;
-            }
-            job.input = job.render(template, run_id);
-        }
-        Ok(job)
-    }
-
-    fn render(
-        &self,
-        template: Result<Template, Vec<Fault>>,
-        run_id: RunId,
-    ) -> Result<String, Failure> {
-        // The text was checked when it was saved: only a newer program can find a fault in it.
-        let failure = |detail: String| final_failure("template_error", detail, RunStatus::Failed);
-        let template = template.map_err(|faults| {
-            let first = faults.first().map(|fault| fault.detail.clone());
-            failure(first.unwrap_or_default())
-        })?;
-        template
-            .render(&Values {
-                scheduled_for: self.scheduled_for,
-                timezone: self.spec.schedule().timezone(),
-                context: self.spec.context(),
-                previous_output: self.previous_output.as_deref(),
-                run_id,
-            })
-            .map_err(|error| failure(error.to_string()))
-    }
-
-    /// An email's subject; `None` where the destination has none of its own.
-    pub(crate) fn subject(&self, text: Option<&str>, run_id: RunId) -> Option<String> {
-        self.render(Template::parse(text?), run_id).ok()
-    }
-
-    /// A run that is over, for what only tells of it.
-    pub(crate) fn ended(
-        spec: &serde_json::Value,
-        scheduled_for: DateTime<Utc>,
-        trigger: RunTrigger,
-    ) -> Result<Self, DbError> {
-        Ok(Self {
-            spec: stored_spec(spec)?,
-            scheduled_for,
-            trigger,
-            previous_output: None,
-            input: Ok(String::new()),
-        })
-    }
-
-    fn intent(&self, executor: &Executor) -> Intent {
-        Intent {
-            rendered_input: self.input.as_ref().ok().cloned(),
-            provider: self.spec.model().provider().as_str(),
-            model: self.spec.model().name().to_owned(),
-            lease_ms: executor.lease_ms(),
-        }
-    }
-
-    /// The slot in the prompt's zone; `None` for a run without one.
-    pub(crate) fn slot_local(&self) -> Option<String> {
-        self.slot().map(|slot| {
-            slot.with_timezone(&self.spec.schedule().timezone())
-                .format("%Y-%m-%d %H:%M %Z")
-                .to_string()
-        })
-    }
-
-    /// The slot; `None` for a run that somebody asked for.
-    pub(crate) fn slot(&self) -> Option<DateTime<Utc>> {
-        match self.trigger {
-            RunTrigger::Schedule | RunTrigger::Backfill => Some(self.scheduled_for),
-            RunTrigger::Manual
-            | RunTrigger::Retry
-            | RunTrigger::Event
-            | RunTrigger::Chain
-            | RunTrigger::Test => None,
-        }
+fn intent(executor: &Executor, job: &Job) -> Intent {
+    let texts = job.texts.as_ref().ok();
+    Intent {
+        rendered_input: texts.map(|texts| texts.input.clone()),
+        rendered_system: texts.and_then(|texts| texts.system.clone()),
+        provider: job.spec.model().provider().as_str(),
+        model: job.spec.model().name().to_owned(),
+        lease_ms: executor.lease_ms(),
     }
 }
 
@@ -262,12 +151,15 @@ async fn execute(executor: &Executor, claim: Claim, job: Job) -> Result<(), DbEr
 }
 
 async fn attempt(executor: &Executor, claim: &Claim, job: &Job) -> Tried {
-    let input = match &job.input {
-        Ok(input) => input,
-        Err(failure) => return Tried::Failed(failure.clone(), "error"),
+    let texts = match &job.texts {
+        Ok(texts) => texts,
+        Err(detail) => {
+            let failure = final_failure("template_error", detail.clone(), RunStatus::Failed);
+            return Tried::Failed(failure, "error");
+        }
     };
     let begun = Instant::now();
-    let Some(result) = call_model(executor, claim, job, input).await else {
+    let Some(result) = call_model(executor, claim, job, texts).await else {
         return Tried::LeaseLost;
     };
     match result {
@@ -294,12 +186,12 @@ async fn call_model(
     executor: &Executor,
     claim: &Claim,
     job: &Job,
-    input: &str,
+    texts: &Texts,
 ) -> Option<Result<ModelAnswer, ModelError>> {
     let request = ModelRequest {
         model: job.spec.model(),
-        system: job.spec.system_text(),
-        input,
+        system: texts.system.as_deref(),
+        input: &texts.input,
         settings: job.spec.model_settings(),
     };
     let timeout = Duration::from_millis(job.spec.timeout_ms().into());
@@ -442,7 +334,12 @@ async fn give_up(
     locked: &LockedRun,
 ) -> Result<(), DbError> {
     let claim = runs::vanished_claim(tenant_id, locked);
-    let job = Job::ended(&locked.spec, locked.scheduled_for, locked.trigger)?;
+    let job = Job::new(
+        locked.run_id,
+        &locked.spec,
+        locked.scheduled_for,
+        locked.trigger,
+    )?;
     let failure = final_failure(
         "worker_lost",
         "the process that ran the last try vanished; the model may have been called".to_owned(),
@@ -482,17 +379,6 @@ fn final_failure(code: &str, message: String, status: RunStatus) -> Failure {
         message,
         then: AfterFailure::End(status),
     }
-}
-
-fn stored_spec(value: &serde_json::Value) -> Result<PromptSpec, DbError> {
-    PromptSpec::from_stored(value).map_err(|faults| DbError::Stored {
-        what: "prompt",
-        detail: faults
-            .iter()
-            .map(|fault| format!("{}: {}", fault.field, fault.code))
-            .collect::<Vec<_>>()
-            .join(", "),
-    })
 }
 
 fn signed(count: u64) -> i64 {

@@ -15,7 +15,7 @@ use axum::{Router, body::Bytes, extract::State, http::HeaderMap, routing::post};
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use shared::webhook_secret::WebhookSecret;
+use shared::{telemetry, webhook_secret::WebhookSecret};
 use tokio::{net::TcpListener, time::Instant};
 
 use crate::{
@@ -44,7 +44,12 @@ const ENDED: [&str; 6] = [
 ///
 /// # Errors
 /// When the demo cannot be carried out.
-pub async fn run(settings: Settings, examples: &Path, model: Option<&str>) -> Result<ExitCode> {
+pub(crate) async fn run(
+    settings: Settings,
+    examples: &Path,
+    model: Option<&str>,
+) -> Result<ExitCode> {
+    telemetry::init(telemetry::Reader::Person, "warn");
     let prompts = read_examples(examples)?;
     empty(&settings.data_dir)?;
     let model = choose_model(model);
@@ -286,7 +291,7 @@ fn word(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
-        other => other.to_string(),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
     }
 }
 

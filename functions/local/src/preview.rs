@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use chrono::Utc;
 use axum::http::HeaderMap;
+use chrono::Utc;
 use management::{error::ApiError, request::RequestId};
 use serde_json::json;
 use shared::schedule::{Preview, Schedule};
@@ -19,7 +19,7 @@ const REFUSED: u8 = 2;
 /// # Errors
 /// When the answer cannot be written.
 #[expect(clippy::print_stdout, reason = "the command's answer")]
-pub fn run(args: &PreviewArgs) -> Result<ExitCode> {
+pub(crate) fn run(args: &PreviewArgs) -> Result<ExitCode> {
     let now = Utc::now();
     let schedule = json!({
         "type": "cron",
@@ -38,7 +38,8 @@ pub fn run(args: &PreviewArgs) -> Result<ExitCode> {
         }
         Err(faults) => {
             let faults = faults.into_iter().map(|fault| fault.under("schedule"));
-            let problem = ApiError::validation(faults.collect()).problem(&RequestId::of(&HeaderMap::new()));
+            let problem =
+                ApiError::validation(faults.collect()).problem(&RequestId::of(&HeaderMap::new()));
             println!("{}", serde_json::to_string_pretty(&problem)?);
             Ok(ExitCode::from(REFUSED))
         }

@@ -34,8 +34,8 @@ const RUNS_MAX: i64 = 50;
 ///
 /// # Errors
 /// When a part cannot start or stop.
-pub async fn run(settings: Settings) -> Result<ExitCode> {
-    telemetry::init(telemetry::Reader::Person);
+pub(crate) async fn run(settings: Settings) -> Result<ExitCode> {
+    telemetry::init(telemetry::Reader::Person, "warn");
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let service = tokio::select! {

@@ -1,7 +1,10 @@
 //! Takes wake-ups from the queue inside this process and runs them, a bounded number at a time.
 
 use std::{
-    collections::{HashMap, HashSet}, sync::Arc, time::Duration};
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use executor::Executor;
 use shared::{db::DbError, message::WakeUp, queue::Queue};
@@ -21,7 +24,7 @@ const EXPIRE_PERIOD: Duration = Duration::from_secs(60);
 
 /// Works until `stop`, then lets what is under way finish for at most `grace`. What it leaves
 /// comes back when its lease ends.
-pub async fn work(
+pub(crate) async fn work(
     executor: Arc<Executor>,
     mut wake_ups: mpsc::Receiver<WakeUp>,
     at_once: usize,
@@ -44,7 +47,7 @@ pub async fn work(
 }
 
 /// Looks for due work every second, and once a minute for what retention lets go.
-pub async fn sweep(executor: Arc<Executor>, queue: Queue, stop: CancellationToken) {
+pub(crate) async fn sweep(executor: Arc<Executor>, queue: Queue, stop: CancellationToken) {
     let mut sweeps = interval(SWEEP_PERIOD);
     sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut passes = interval(EXPIRE_PERIOD);

@@ -7,7 +7,7 @@ use shared::{db::Db, queue::Queue, telemetry};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let config = Config::from_env()?;
-    telemetry::init(telemetry::Reader::Machine);
+    telemetry::init(telemetry::Reader::Machine, "info");
     let db = Db::connect(&config.db)
         .await
         .context("cannot use the database")?;

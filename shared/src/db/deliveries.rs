@@ -18,6 +18,9 @@ use crate::{
     run::{DeliveryStatus, RunStatus, RunTrigger},
 };
 
+/// After this many failed attempts a delivery is exhausted; a redelivery has as many again.
+pub const ATTEMPTS_MAX: i32 = 16;
+
 /// A delivery that a sender holds.
 #[derive(Debug, Clone, Copy)]
 pub struct DeliveryClaim {
@@ -460,7 +463,7 @@ pub async fn redeliver(tx: &TenantTx, delivery_id: DeliveryId) -> Result<Redeliv
                  SELECT tenant_id, id, status, target FROM deliveries WHERE id = $1 FOR NO KEY UPDATE
              ), queued AS (
                  UPDATE deliveries d
-                    SET status = 'pending', attempts_max = d.attempt + 8,
+                    SET status = 'pending', attempts_max = d.attempt + $2,
                         next_attempt_at = clock_timestamp()
                    FROM found f
                   WHERE d.tenant_id = f.tenant_id AND d.id = f.id
@@ -470,7 +473,7 @@ pub async fn redeliver(tx: &TenantTx, delivery_id: DeliveryId) -> Result<Redeliv
                   WHERE g.tenant_id = f.tenant_id AND g.url = f.target
              )
              SELECT status FROM found",
-            &[&id],
+            &[&id, &ATTEMPTS_MAX],
         )
         .await?;
     let Some(row) = row else {

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::{
     DbError, Param, TenantTx, column,
+    deliveries::ATTEMPTS_MAX,
     tenant_tx::{Step, step},
 };
 use crate::{
@@ -130,6 +131,8 @@ pub struct Claim {
 pub struct Intent {
     /// What the model is given; `None` when it could not be rendered, and the run will fail.
     pub rendered_input: Option<String>,
+    /// The system message beside it.
+    pub rendered_system: Option<String>,
     /// Whose model is called.
     pub provider: &'static str,
     /// The model asked for.
@@ -160,6 +163,7 @@ pub async fn write_plan(
     let attempt_id = AttemptId::new().uuid();
     let none = Intent {
         rendered_input: None,
+        rendered_system: None,
         provider: "",
         model: String::new(),
         lease_ms: 0,
@@ -201,7 +205,7 @@ pub async fn write_plan(
                  UPDATE scheduled_prompt_runs
                     SET status = 'running', fence = 1, attempt = 1, started_at = clock_timestamp(),
                         lease_expires_at = clock_timestamp() + $2::bigint * interval '1 millisecond',
-                        rendered_input = $3, provider = $4, model = $5
+                        rendered_input = $3, provider = $4, model = $5, rendered_system = $6
                   WHERE id = $1 AND status = 'queued'
                  RETURNING id",
                 &[
@@ -210,6 +214,7 @@ pub async fn write_plan(
                     &intent.rendered_input,
                     &intent.provider,
                     &intent.model,
+                    &intent.rendered_system,
                 ],
             ),
             step(
@@ -271,6 +276,8 @@ pub struct LockedRun {
     pub spec: Value,
     /// What an earlier try gave the model.
     pub rendered_input: Option<String>,
+    /// The system message beside it.
+    pub rendered_system: Option<String>,
     /// Tries begun.
     pub attempt: i32,
     /// Tries at the most.
@@ -305,7 +312,7 @@ pub async fn lock(tx: &TenantTx, run_id: RunId) -> Result<Option<LockedRun>, DbE
             step(LOCK_CLAIMS, &[]),
             step(
                 "-- runs::lock
-                 SELECT r.prompt_id, r.status, r.trigger, r.scheduled_for, r.rendered_input, r.fence,
+                 SELECT r.prompt_id, r.status, r.trigger, r.scheduled_for, r.rendered_input, r.rendered_system, r.fence,
                         r.attempt, r.attempts_max, v.spec,
                         r.available_at <= clock_timestamp() AS available,
                         r.lease_expires_at <= clock_timestamp() AS lease_over,
@@ -336,6 +343,7 @@ pub async fn lock(tx: &TenantTx, run_id: RunId) -> Result<Option<LockedRun>, DbE
         scheduled_for: column(run, "scheduled_for")?,
         spec: column(run, "spec")?,
         rendered_input: column(run, "rendered_input")?,
+        rendered_system: column(run, "rendered_system")?,
         attempt: column(run, "attempt")?,
         attempts_max: column(run, "attempts_max")?,
         fence: column(run, "fence")?,
@@ -382,7 +390,7 @@ pub async fn claim(tx: TenantTx, run: &LockedRun, intent: &Intent) -> Result<Cla
                 SET status = 'running', fence = $2, attempt = $3,
                     started_at = coalesce(started_at, clock_timestamp()),
                     lease_expires_at = clock_timestamp() + $4::bigint * interval '1 millisecond',
-                    rendered_input = $5, provider = $6, model = $7
+                    rendered_input = $5, provider = $6, model = $7, rendered_system = $8
               WHERE id = $1",
             &[
                 &id,
@@ -392,6 +400,7 @@ pub async fn claim(tx: TenantTx, run: &LockedRun, intent: &Intent) -> Result<Cla
                 &intent.rendered_input,
                 &intent.provider,
                 &intent.model,
+                &intent.rendered_system,
             ],
         ),
         step(SETTLE_UNKNOWN, &[&id]),
@@ -1110,10 +1119,10 @@ pub async fn retry(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
                 step(
                     "-- runs::retry_deliveries
                      UPDATE deliveries
-                        SET status = 'pending', attempts_max = attempt + 8,
+                        SET status = 'pending', attempts_max = attempt + $2,
                             next_attempt_at = clock_timestamp()
                       WHERE run_id = $1 AND purpose = 'output' AND status IN ('exhausted', 'held')",
-                    &[&run],
+                    &[&run, &ATTEMPTS_MAX],
                 ),
                 step(
                     "-- runs::reopen_generated

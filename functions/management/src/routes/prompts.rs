@@ -10,7 +10,6 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use shared::{
     api_key::Role,
@@ -30,7 +29,6 @@ use shared::{
 };
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
-use uuid::Uuid;
 
 use self::{
     change::{Changed, Edit},
@@ -153,7 +151,9 @@ async fn get_prompt(
 ) -> Result<Response, ApiError> {
     query.finish()?;
     let tx = app.db.tenant(caller.tenant_id()).await?;
-    let prompt = prompts::get(tx, id).await?.ok_or_else(ApiError::not_found)?;
+    let prompt = prompts::get(tx, id)
+        .await?
+        .ok_or_else(ApiError::not_found)?;
     let etag = (header::ETAG, format!("\"{}\"", prompt.version));
     Ok(([etag], Json(PromptView::from(prompt))).into_response())
 }
@@ -336,7 +336,13 @@ async fn cancel_prompt(
         changed(change::cancel(tx, id, note(&body)?).await?)
     };
     command
-        .run(&app, &caller, Role::Editor, Action::PromptCancelled, handler)
+        .run(
+            &app,
+            &caller,
+            Role::Editor,
+            Action::PromptCancelled,
+            handler,
+        )
         .await
 }
 

@@ -283,7 +283,10 @@ fn rules<'a>(app: &'a App, limits: &'a Limits) -> Result<Rules<'a>, ApiError> {
         catalog: &app.catalog,
         interval_minutes_min: u32::try_from(limits.interval_minutes_min)
             .map_err(ApiError::internal)?,
-        default_timezone: limits.default_timezone.parse().map_err(ApiError::internal)?,
+        default_timezone: limits
+            .default_timezone
+            .parse()
+            .map_err(ApiError::internal)?,
         allow_echo: app.allow_echo,
         owner_email: limits.owner_email.as_deref(),
     })

@@ -37,9 +37,9 @@ pub(super) async fn preview_schedule(
     let tx = app.db.tenant(caller.tenant_id()).await?;
     let limits = prompts::limits(tx).await?;
     let mut fields = Fields::new(&body);
-    let schedule = fields
-        .required("schedule")
-        .parse(|value| Schedule::parse(&with_timezone(value, &limits.default_timezone), limits.now));
+    let schedule = fields.required("schedule").parse(|value| {
+        Schedule::parse(&with_timezone(value, &limits.default_timezone), limits.now)
+    });
     let after = fields.optional("after").instant().unwrap_or(limits.now);
     let count = fields
         .optional("count")

@@ -152,7 +152,9 @@ impl PartialSchema for SpecSummary {
             for name in LEFT_OUT {
                 object.properties.remove(name);
             }
-            object.required.retain(|name| !LEFT_OUT.contains(&name.as_str()));
+            object
+                .required
+                .retain(|name| !LEFT_OUT.contains(&name.as_str()));
         }
         schema
     }
