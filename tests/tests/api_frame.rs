@@ -1400,6 +1400,7 @@ async fn every_operation_is_documented_with_its_refusals() {
     assert_eq!(schemes["api_key"]["scheme"], "bearer");
     assert_eq!(schemes["platform_key"]["scheme"], "bearer");
     let mut frame = BTreeMap::new();
+    let mut names = BTreeSet::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
             let statuses: Vec<&str> = operation["responses"]
@@ -1408,6 +1409,10 @@ async fn every_operation_is_documented_with_its_refusals() {
                 .keys()
                 .map(String::as_str)
                 .collect();
+            assert!(
+                names.insert(text(&operation["operationId"])),
+                "{method} {path}"
+            );
             let security = match operation.get("security") {
                 Some(security) => security[0].as_object().unwrap().keys().next().unwrap(),
                 None => "none",
