@@ -7,5 +7,6 @@ mod isolation;
 mod lists;
 mod plans;
 mod refusals;
+mod round_trips;
 mod runs;
 mod world;

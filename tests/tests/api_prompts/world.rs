@@ -50,12 +50,17 @@ pub(crate) struct Reply {
 
 impl World {
     pub(crate) async fn new() -> Self {
-        let database = tests::database("template_api", migrated).await.unwrap();
+        let database = new_database().await;
+        Self::over(&database, tests::database_url(&database), 8).await
+    }
+
+    /// The API reaches the database by this URL, with so many connections of the app role.
+    pub(crate) async fn over(database: &str, url: String, app_connections_max: usize) -> Self {
         let config = DbConfig {
-            app_url: Secret::new(url_of("carillon_app", &database)),
-            system_url: Secret::new(url_of("carillon_system", &database)),
-            app_connections_max: 8,
-            system_connections_max: 2,
+            app_url: as_user("carillon_app", &url),
+            system_url: as_user("carillon_system", &url),
+            app_connections_max,
+            system_connections_max: 1,
         };
         let (queue, wake_ups) = Queue::local(100);
         let app = App::new(AppParts {
@@ -68,7 +73,7 @@ impl World {
             platform_key: None,
             environment: Environment::Local,
         });
-        let (admin, connection) = tokio_postgres::connect(&tests::database_url(&database), NoTls)
+        let (admin, connection) = tokio_postgres::connect(&tests::database_url(database), NoTls)
             .await
             .unwrap();
         tokio::spawn(connection);
@@ -252,6 +257,11 @@ pub(crate) fn instant(value: &Value) -> DateTime<Utc> {
     text(value).parse().unwrap()
 }
 
+/// An empty database with the tables of this version.
+pub(crate) async fn new_database() -> String {
+    tests::database("template_api", migrated).await.unwrap()
+}
+
 /// Migrates a new template and waits until the last connection to it is gone.
 async fn migrated(url: String) -> anyhow::Result<()> {
     migrate::run(
@@ -272,8 +282,7 @@ async fn migrated(url: String) -> anyhow::Result<()> {
     anyhow::bail!("connections to {database} stay open")
 }
 
-fn url_of(role: &str, database: &str) -> String {
-    let url = tests::database_url(database);
+fn as_user(user: &str, url: &str) -> Secret {
     let (_, server) = url.split_once('@').unwrap();
-    format!("postgresql://{role}@{server}")
+    Secret::new(format!("postgresql://{user}@{server}"))
 }
