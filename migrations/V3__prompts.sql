@@ -58,10 +58,14 @@ CREATE UNIQUE INDEX scheduled_prompts_external_id ON scheduled_prompts (tenant_i
     WHERE deleted_at IS NULL;
 CREATE INDEX scheduled_prompts_created ON scheduled_prompts (tenant_id, created_at DESC, id DESC)
     WHERE deleted_at IS NULL;
-CREATE INDEX scheduled_prompts_next_run ON scheduled_prompts (tenant_id, next_run_at, id)
+-- LEAST passes over a NULL: a prompt without a next slot sorts last, and is found by comparison.
+CREATE INDEX scheduled_prompts_next_run ON scheduled_prompts (tenant_id, LEAST(next_run_at, 'infinity'), id)
     WHERE deleted_at IS NULL;
 CREATE INDEX scheduled_prompts_name ON scheduled_prompts (tenant_id, prompt_name COLLATE "C", id)
     WHERE deleted_at IS NULL;
+-- What is counted against active_prompts_max.
+CREATE INDEX scheduled_prompts_active ON scheduled_prompts (tenant_id)
+    WHERE status = 'active' AND deleted_at IS NULL;
 CREATE INDEX scheduled_prompts_user ON scheduled_prompts (tenant_id, user_id, created_at DESC, id DESC)
     WHERE deleted_at IS NULL;
 -- For the system functions alone: what is due, and what waits to be forgotten, whoever's it is.

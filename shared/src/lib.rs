@@ -4,10 +4,13 @@
 //! import neither `db` nor a network client. All SQL lives in `db`; nothing outside it can run a
 //! statement.
 
+pub mod api_key;
 pub mod backoff;
 pub mod db;
 pub mod destination;
+pub mod env;
 pub mod fault;
+pub mod fields;
 pub mod ids;
 pub mod message;
 pub mod model;
@@ -20,4 +23,5 @@ pub mod schedule;
 pub mod seal;
 pub mod secret;
 pub mod slots;
+pub mod telemetry;
 pub mod webhook_secret;

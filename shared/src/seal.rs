@@ -27,12 +27,15 @@ const TAG_BYTES: usize = 16;
 pub enum Purpose {
     /// The secret that signs a tenant's webhooks.
     WebhookSecret,
+    /// The first answer to a request that may be repeated; it may hold a new key.
+    IdempotentAnswer,
 }
 
 impl Purpose {
     fn as_str(self) -> &'static str {
         match self {
             Self::WebhookSecret => "webhook_secret",
+            Self::IdempotentAnswer => "idempotent_answer",
         }
     }
 }

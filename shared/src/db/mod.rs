@@ -5,13 +5,20 @@
 //! (the lookup of an API key, the search for due work) is a short list of functions in the
 //! database, called from [`system`] on a connection that may do nothing else.
 
+pub mod audit;
+pub mod auth;
 pub mod deliveries;
 mod error;
+pub mod health;
+pub mod history;
+pub mod idempotency;
 pub mod migrate;
+pub mod prompts;
 pub mod retention;
 pub mod runs;
 pub mod system;
 mod tenant_tx;
+pub mod tenants;
 
 pub use error::DbError;
 pub use tenant_tx::TenantTx;

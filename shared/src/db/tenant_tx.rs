@@ -57,6 +57,18 @@ impl TenantTx {
         self.commit_with(&[]).await.map(|_| ())
     }
 
+    /// Ends the transaction, keeps nothing of it, and gives the connection back to the pool.
+    ///
+    /// # Errors
+    /// When the connection broke; it is closed then, and the server rolls back by itself.
+    pub async fn rollback(mut self) -> Result<(), DbError> {
+        if self.state.load(Ordering::Relaxed) != FRESH {
+            self.connection()?.batch_execute("ROLLBACK").await?;
+        }
+        drop(self.connection.take());
+        Ok(())
+    }
+
     pub(super) async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, DbError> {
         let mut results = self.pipeline(&[step(sql, params)]).await?;
         Ok(results.pop().unwrap_or_default())

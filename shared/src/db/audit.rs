@@ -1,0 +1,326 @@
+//! The audit trail: who did what to which object. Rows are added and read, never changed.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::{DbError, TenantTx, column};
+use crate::ids::{ApiKeyId, AuditEventId};
+
+/// What was done. The text before the dot is the kind of object that it was done to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Action {
+    PromptCreated,
+    PromptUpdated,
+    PromptDeleted,
+    PromptPaused,
+    PromptResumed,
+    PromptCancelled,
+    RunRequested,
+    RunCancelled,
+    RunRetried,
+    DeliveryRequested,
+    ApiKeyCreated,
+    ApiKeyRevoked,
+    WebhookSecretRotated,
+    TenantCreated,
+    TenantUpdated,
+    TenantSuspended,
+    TenantResumed,
+}
+
+impl Action {
+    /// All of them.
+    pub const ALL: [Self; 17] = [
+        Self::PromptCreated,
+        Self::PromptUpdated,
+        Self::PromptDeleted,
+        Self::PromptPaused,
+        Self::PromptResumed,
+        Self::PromptCancelled,
+        Self::RunRequested,
+        Self::RunCancelled,
+        Self::RunRetried,
+        Self::DeliveryRequested,
+        Self::ApiKeyCreated,
+        Self::ApiKeyRevoked,
+        Self::WebhookSecretRotated,
+        Self::TenantCreated,
+        Self::TenantUpdated,
+        Self::TenantSuspended,
+        Self::TenantResumed,
+    ];
+
+    /// As it stands in JSON and in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PromptCreated => "prompt.created",
+            Self::PromptUpdated => "prompt.updated",
+            Self::PromptDeleted => "prompt.deleted",
+            Self::PromptPaused => "prompt.paused",
+            Self::PromptResumed => "prompt.resumed",
+            Self::PromptCancelled => "prompt.cancelled",
+            Self::RunRequested => "run.requested",
+            Self::RunCancelled => "run.cancelled",
+            Self::RunRetried => "run.retried",
+            Self::DeliveryRequested => "delivery.requested",
+            Self::ApiKeyCreated => "api_key.created",
+            Self::ApiKeyRevoked => "api_key.revoked",
+            Self::WebhookSecretRotated => "webhook_secret.rotated",
+            Self::TenantCreated => "tenant.created",
+            Self::TenantUpdated => "tenant.updated",
+            Self::TenantSuspended => "tenant.suspended",
+            Self::TenantResumed => "tenant.resumed",
+        }
+    }
+
+    fn target_kind(self) -> &'static str {
+        self.as_str()
+            .split_once('.')
+            .map_or(self.as_str(), |(kind, _)| kind)
+    }
+}
+
+/// Who did it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Actor {
+    /// A caller with a key of the tenant.
+    ApiKey(ApiKeyId),
+    /// The operator of the installation.
+    Platform,
+}
+
+impl Actor {
+    fn kind(self) -> &'static str {
+        match self {
+            Self::ApiKey(_) => "api_key",
+            Self::Platform => "platform",
+        }
+    }
+
+    fn id(self) -> Option<Uuid> {
+        match self {
+            Self::ApiKey(id) => Some(id.uuid()),
+            Self::Platform => None,
+        }
+    }
+}
+
+/// Whether it took effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It did.
+    Ok,
+    /// The caller's role was too low.
+    Refused,
+}
+
+impl Outcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// One line of the trail that is to be written.
+#[derive(Debug)]
+pub struct Event {
+    /// Who.
+    pub actor: Actor,
+    /// What.
+    pub action: Action,
+    /// To which object.
+    pub target_id: Option<Uuid>,
+    /// With which success.
+    pub outcome: Outcome,
+    /// The request's id.
+    pub request_id: String,
+    /// Small facts: names of changed fields, never their text.
+    pub detail: Value,
+}
+
+/// The bound values of one event, in the order of [`INSERT`].
+pub(super) struct EventRow<'a> {
+    tenant: Uuid,
+    id: Uuid,
+    actor_kind: &'static str,
+    actor_id: Option<Uuid>,
+    action: &'static str,
+    target_kind: &'static str,
+    target_id: Option<Uuid>,
+    result: &'static str,
+    request_id: &'a str,
+    detail: &'a Value,
+}
+
+/// Adds one event; its values are those of [`EventRow`].
+pub(super) const INSERT: &str = "-- audit::insert
+     INSERT INTO audit_events
+            (tenant_id, id, actor_kind, actor_id, action, target_kind, target_id, result,
+             request_id, detail)
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+
+impl<'a> EventRow<'a> {
+    pub(super) fn new(tx: &TenantTx, event: &'a Event) -> Self {
+        Self {
+            tenant: tx.tenant().uuid(),
+            id: AuditEventId::new().uuid(),
+            actor_kind: event.actor.kind(),
+            actor_id: event.actor.id(),
+            action: event.action.as_str(),
+            target_kind: event.action.target_kind(),
+            target_id: event.target_id,
+            result: event.outcome.as_str(),
+            request_id: &event.request_id,
+            detail: &event.detail,
+        }
+    }
+
+    pub(super) fn params(&self) -> [super::Param<'_>; 10] {
+        [
+            &self.tenant,
+            &self.id,
+            &self.actor_kind,
+            &self.actor_id,
+            &self.action,
+            &self.target_kind,
+            &self.target_id,
+            &self.result,
+            &self.request_id,
+            &self.detail,
+        ]
+    }
+}
+
+/// A line of the trail as it was written.
+#[derive(Debug)]
+pub struct Recorded {
+    /// Its id.
+    pub id: AuditEventId,
+    /// When.
+    pub at: DateTime<Utc>,
+    /// `api_key`, `platform` or `system`.
+    pub actor_kind: String,
+    /// The API key, where a tenant's caller acted.
+    pub actor_id: Option<Uuid>,
+    /// What was done.
+    pub action: String,
+    /// To which kind of object.
+    pub target_kind: String,
+    /// To which object.
+    pub target_id: Option<Uuid>,
+    /// `ok` or `refused`.
+    pub result: String,
+    /// The request's id.
+    pub request_id: Option<String>,
+    /// Small facts.
+    pub detail: Value,
+}
+
+/// Which lines to read: those in `since <= at < until` that come after `after`, newest first.
+#[derive(Debug)]
+pub struct Filter {
+    /// Only this action.
+    pub action: Option<Action>,
+    /// Not older.
+    pub since: Option<DateTime<Utc>>,
+    /// Older.
+    pub until: Option<DateTime<Utc>>,
+    /// The last line of the page before.
+    pub after: Option<(DateTime<Utc>, Uuid)>,
+    /// Lines at the most.
+    pub rows_max: i64,
+}
+
+/// Reads the tenant's trail.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn list(tx: &TenantTx, filter: &Filter) -> Result<Vec<Recorded>, DbError> {
+    let (since, until, at, id) = bounds(filter);
+    let rows = tx
+        .query(
+            "-- audit::list
+             SELECT id, at, actor_kind, actor_id, action, target_kind, target_id, result,
+                    request_id, detail
+               FROM audit_events
+              WHERE at >= $1 AND at < $2 AND (at, id) < ($3, $4)
+                AND ($5::text IS NULL OR action = $5)
+              ORDER BY at DESC, id DESC LIMIT $6",
+            &[
+                &since,
+                &until,
+                &at,
+                &id,
+                &filter.action.map(Action::as_str),
+                &filter.rows_max,
+            ],
+        )
+        .await?;
+    rows.iter().map(recorded).collect()
+}
+
+/// Reads what was done to one object.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn list_of_target(
+    tx: &TenantTx,
+    target_id: Uuid,
+    filter: &Filter,
+) -> Result<Vec<Recorded>, DbError> {
+    let (since, until, at, id) = bounds(filter);
+    let rows = tx
+        .query(
+            "-- audit::list_of_target
+             SELECT id, at, actor_kind, actor_id, action, target_kind, target_id, result,
+                    request_id, detail
+               FROM audit_events
+              WHERE target_id = $7 AND at >= $1 AND at < $2 AND (at, id) < ($3, $4)
+                AND ($5::text IS NULL OR action = $5)
+              ORDER BY at DESC, id DESC LIMIT $6",
+            &[
+                &since,
+                &until,
+                &at,
+                &id,
+                &filter.action.map(Action::as_str),
+                &filter.rows_max,
+                &target_id,
+            ],
+        )
+        .await?;
+    rows.iter().map(recorded).collect()
+}
+
+/// Always four plain bounds: one plan serves every combination, and the index serves the plan.
+fn bounds(filter: &Filter) -> (DateTime<Utc>, DateTime<Utc>, DateTime<Utc>, Uuid) {
+    let end = DateTime::from_timestamp(253_402_300_799, 0).unwrap_or(DateTime::<Utc>::MAX_UTC);
+    let (at, id) = filter.after.unwrap_or((end, Uuid::max()));
+    (
+        filter.since.unwrap_or(DateTime::UNIX_EPOCH),
+        filter.until.unwrap_or(end),
+        at,
+        id,
+    )
+}
+
+fn recorded(row: &Row) -> Result<Recorded, DbError> {
+    Ok(Recorded {
+        id: AuditEventId::from(column::<Uuid>(row, "id")?),
+        at: column(row, "at")?,
+        actor_kind: column(row, "actor_kind")?,
+        actor_id: column(row, "actor_id")?,
+        action: column(row, "action")?,
+        target_kind: column(row, "target_kind")?,
+        target_id: column(row, "target_id")?,
+        result: column(row, "result")?,
+        request_id: column(row, "request_id")?,
+        detail: column(row, "detail")?,
+    })
+}

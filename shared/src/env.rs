@@ -1,0 +1,189 @@
+//! Reads a program's environment, once, at its start.
+//!
+//! Every missing or bad variable is collected and told in one line. A value is never repeated: it
+//! may be a secret.
+
+use std::fmt;
+
+use crate::secret::Secret;
+
+/// Where an installation stands. It is part of every API key, so that a key of one is refused by
+/// the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Environment {
+    /// One process on one machine, with back ends of its own.
+    Local,
+    /// For trying things out.
+    Dev,
+    /// Like production, without its tenants.
+    Staging,
+    /// The real one: back ends that only pretend are refused.
+    Prod,
+}
+
+impl Environment {
+    /// Those that run on AWS.
+    const DEPLOYED: [Self; 3] = [Self::Dev, Self::Staging, Self::Prod];
+
+    /// As it stands in keys and in `CARILLON_ENV`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Dev => "dev",
+            Self::Staging => "staging",
+            Self::Prod => "prod",
+        }
+    }
+
+    /// Reads the name of an environment on AWS.
+    ///
+    /// # Errors
+    /// A sentence that lists the names.
+    pub fn parse_deployed(text: &str) -> Result<Self, String> {
+        Self::DEPLOYED
+            .into_iter()
+            .find(|one| one.as_str() == text)
+            .ok_or_else(|| "must be dev, staging or prod".to_owned())
+    }
+}
+
+/// Variables while they are read.
+pub struct Reader<'a> {
+    look_up: &'a dyn Fn(&str) -> Option<String>,
+    faults: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads from `look_up`; the process's own environment is [`process`].
+    #[must_use]
+    pub fn new(look_up: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        Self {
+            look_up,
+            faults: Vec::new(),
+        }
+    }
+
+    /// A variable that must be set. `parse` says in a few words what is wrong, without the value.
+    pub fn required<T>(
+        &mut self,
+        name: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let value = self.optional(name, parse);
+        if (self.look_up)(name).is_none_or(|text| text.is_empty()) {
+            self.faults.push(format!("{name} is not set"));
+        }
+        value
+    }
+
+    /// A variable that may be missing; empty counts as missing.
+    pub fn optional<T>(
+        &mut self,
+        name: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let text = (self.look_up)(name).filter(|text| !text.is_empty())?;
+        match parse(&text) {
+            Ok(value) => Some(value),
+            Err(fault) => {
+                self.faults.push(format!("{name} {fault}"));
+                None
+            }
+        }
+    }
+
+    /// The whole, when nothing was missing or bad.
+    ///
+    /// # Errors
+    /// All faults in one line.
+    pub fn finish<T>(self, whole: Option<T>) -> Result<T, ConfigError> {
+        match whole {
+            Some(whole) if self.faults.is_empty() => Ok(whole),
+            _ => Err(ConfigError(self.faults.join("; "))),
+        }
+    }
+}
+
+/// The process's own environment.
+#[must_use]
+pub fn process(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Takes the URL of a database, for [`Reader::required`].
+///
+/// # Errors
+/// When `tokio-postgres` cannot read it.
+pub fn database_url(text: &str) -> Result<Secret, String> {
+    text.parse::<tokio_postgres::Config>()
+        .map(|_| Secret::new(text))
+        .map_err(|_| "cannot be read; give postgresql://user:password@host/database".to_owned())
+}
+
+/// Every variable that is missing or bad, in one line.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "configuration: {}", self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look_up(name: &str) -> Option<String> {
+        match name {
+            "NUMBER" => Some("7".to_owned()),
+            "WORD" => Some("seven".to_owned()),
+            "EMPTY" => Some(String::new()),
+            _ => None,
+        }
+    }
+
+    fn number(text: &str) -> Result<u8, String> {
+        text.parse().map_err(|_| "must be a number".to_owned())
+    }
+
+    #[test]
+    fn all_faults_are_told_in_one_line_without_the_values() {
+        let mut reader = Reader::new(&look_up);
+        assert_eq!(reader.required("NUMBER", number), Some(7));
+        assert_eq!(reader.required("WORD", number), None);
+        assert_eq!(reader.required("EMPTY", number), None);
+        assert_eq!(reader.required("ABSENT", number), None);
+        assert_eq!(reader.optional("WORD", number), None);
+        assert_eq!(reader.optional("ABSENT", number), None);
+        let error = reader.finish(Some(())).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "configuration: WORD must be a number; EMPTY is not set; ABSENT is not set; \
+             WORD must be a number"
+        );
+    }
+
+    #[test]
+    fn nothing_wrong_gives_the_whole() {
+        let mut reader = Reader::new(&look_up);
+        let number = reader.required("NUMBER", number);
+        assert_eq!(reader.finish(number), Ok(7));
+    }
+
+    #[test]
+    fn a_database_url_is_read_but_never_shown() {
+        assert!(database_url("postgresql://app:hunter2@db.example/carillon").is_ok());
+        let fault = database_url("postgresql://app:hunter2@db.example:port/x").unwrap_err();
+        assert!(!fault.contains("hunter2"));
+    }
+
+    #[test]
+    fn the_local_environment_is_not_deployed() {
+        assert!(Environment::parse_deployed("local").is_err());
+        assert_eq!(Environment::parse_deployed("prod"), Ok(Environment::Prod));
+    }
+}
