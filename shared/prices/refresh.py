@@ -71,7 +71,8 @@ def provider_of(name, entry):
 
 
 def price(entry):
-    """The four prices, and those above the one threshold of input tokens that an entry may have."""
+    """The four prices, those above the one threshold of input tokens that an entry may have, and
+    whether the model refuses temperature and top_p."""
     made = columns(entry, "")
     thresholds = {m[1] for key in entry if (m := re.match(r"input_cost_per_token_above_(\d+)k_tokens$", key))}
     if len(thresholds) > 1:
@@ -79,6 +80,8 @@ def price(entry):
     for threshold in thresholds:
         above = columns(entry, f"_above_{threshold}k_tokens")
         made["above"] = {"input_tokens": int(threshold) * 1000, **above}
+    if entry.get("supports_sampling_params") is False:
+        made["sampling"] = False
     return made
 
 

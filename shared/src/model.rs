@@ -251,7 +251,8 @@ impl ModelSettings {
         }
     }
 
-    /// What this provider is known to refuse in settings that are fine for others.
+    /// What this provider is known to refuse in settings that are fine for others. Requests are
+    /// checked by `Catalog::settings_faults`, which asks this too.
     #[must_use]
     pub fn faults_for(&self, provider: Provider) -> Vec<Fault> {
         let low = match provider {

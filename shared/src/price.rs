@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 use crate::{
     fault::Fault,
-    model::{ModelName, Provider, Usage},
+    model::{ModelName, ModelSettings, Provider, Usage},
 };
 
 /// Made by `prices/refresh.py`.
@@ -133,6 +133,34 @@ impl Catalog {
         ))
     }
 
+    /// What this model is known to refuse among settings that are well-formed: for a request, so
+    /// that a prompt is not saved which fails at every run. An empty list is no promise.
+    #[must_use]
+    pub fn settings_faults(&self, model: &ModelName, settings: &ModelSettings) -> Vec<Fault> {
+        let sampling = match self.extra.get(model) {
+            Some(_) => true,
+            None => SHIPPED.price(model).is_none_or(|price| price.sampling),
+        };
+        if sampling {
+            return settings.faults_for(model.provider());
+        }
+        [
+            ("temperature", settings.temperature()),
+            ("top_p", settings.top_p()),
+        ]
+        .into_iter()
+        .filter(|(_, value)| value.is_some())
+        .map(|(field, _)| {
+            Fault::new(
+                field,
+                "unsupported_setting",
+                format!("`{model}` takes no {field}"),
+                format!("leave {field} out, or choose another model"),
+            )
+        })
+        .collect()
+    }
+
     /// What a call cost in USD, with six decimals, a half rounded up. None when the model or its
     /// price is not known. The offline provider costs nothing.
     #[must_use]
@@ -190,6 +218,7 @@ fn extra_model(item: &str) -> Result<(ModelName, Option<Price>), Fault> {
                 output,
             },
             above: None,
+            sampling: true,
         })
         .ok_or_else(|| {
             Fault::new(
@@ -252,6 +281,13 @@ struct Price {
     #[serde(flatten)]
     rates: Rates,
     above: Option<Above>,
+    /// Whether the model takes a temperature and top_p, as far as is known.
+    #[serde(default = "yes")]
+    sampling: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// The prices of a whole call, from its first token, once its input is longer.
@@ -529,6 +565,36 @@ mod tests {
             .unwrap_err();
         assert!(!fault.hint.contains("did you mean"), "{}", fault.hint);
         assert!(Catalog::shipped().check(&model("openai/gpt-4o")).is_ok());
+    }
+
+    #[test]
+    fn settings_that_a_model_refuses_are_said_when_saving() {
+        let both = serde_json::json!({"temperature": 0.5, "top_p": 0.5, "max_output_tokens": 5});
+        let both = ModelSettings::parse(&both).unwrap();
+        let said = |catalog: &Catalog, name| {
+            let faults = catalog.settings_faults(&model(name), &both);
+            faults
+                .into_iter()
+                .map(|fault| (fault.field, fault.code))
+                .collect::<Vec<_>>()
+        };
+        let refused = [
+            ("temperature".to_owned(), "unsupported_setting"),
+            ("top_p".to_owned(), "unsupported_setting"),
+        ];
+        let shipped = Catalog::shipped();
+        assert_eq!(said(&shipped, "anthropic/claude-opus-5-5"), refused);
+        assert_eq!(
+            said(&shipped, "bedrock/eu.anthropic.claude-sonnet-5"),
+            refused
+        );
+        assert!(said(&shipped, "anthropic/claude-sonnet-4-6").is_empty());
+        assert!(said(&shipped, "openai/nobody-knows-me").is_empty());
+        let own = Catalog::with_extra("anthropic/claude-opus-5-5").unwrap();
+        assert!(said(&own, "anthropic/claude-opus-5-5").is_empty());
+        let hot = ModelSettings::parse(&serde_json::json!({"temperature": 1.5})).unwrap();
+        let faults = shipped.settings_faults(&model("anthropic/claude-sonnet-4-6"), &hot);
+        assert_eq!(faults[0].code, "out_of_range");
     }
 
     #[test]
