@@ -20,6 +20,7 @@ CREATE TABLE scheduled_prompt_runs (
     attempts_max integer NOT NULL,
     prompt_version bigint NOT NULL,
     rendered_input text,
+    rendered_system text,
     provider text,
     model text,
     input_tokens bigint,
@@ -81,6 +82,7 @@ COMMENT ON COLUMN scheduled_prompt_runs.attempt IS 'Tries begun.';
 COMMENT ON COLUMN scheduled_prompt_runs.attempts_max IS 'Tries at the most.';
 COMMENT ON COLUMN scheduled_prompt_runs.prompt_version IS 'The row of prompt_versions that it runs.';
 COMMENT ON COLUMN scheduled_prompt_runs.rendered_input IS 'What the model was given.';
+COMMENT ON COLUMN scheduled_prompt_runs.rendered_system IS 'The system message that it was given.';
 COMMENT ON COLUMN scheduled_prompt_runs.provider IS 'Whose model was called.';
 COMMENT ON COLUMN scheduled_prompt_runs.model IS 'The model that answered, as the provider names it.';
 COMMENT ON COLUMN scheduled_prompt_runs.input_tokens IS 'Tokens read, cached ones included.';

@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::HashSet, fmt, str::FromStr};
 
 use email_address::{EmailAddress as Parsed, Options};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use url::Url;
 use utoipa::{
     PartialSchema, ToSchema,
@@ -23,6 +23,7 @@ use utoipa::{
 
 use crate::{
     fault::Fault,
+    fields::{Field, Fields},
     outbound::{self, Policy, URL_BYTES_MAX},
 };
 
@@ -100,34 +101,16 @@ impl Destination {
     ///
     /// Every fault of every entry, with paths relative to the list, such as `[1].url`.
     pub fn parse_all(list: &Value, policy: &Policy) -> Result<Vec<Self>, Vec<Fault>> {
-        let Value::Array(entries) = list else {
-            return Err(vec![wrong_type("", list, "an array of destinations")]);
-        };
-        if entries.len() > DESTINATIONS_MAX {
-            return Err(vec![too_many(
-                "",
-                entries.len(),
-                DESTINATIONS_MAX,
-                "destinations",
-            )]);
-        }
         let mut faults = Vec::new();
-        let mut parsed = Vec::new();
-        for (index, entry) in entries.iter().enumerate() {
-            match parse_one(entry, policy) {
-                Ok(destination) => parsed.push((index, destination)),
-                Err(found) => {
-                    let place = format!("[{index}]");
-                    faults.extend(found.into_iter().map(|fault| fault.under(&place)));
-                }
-            }
-        }
-        faults.extend(duplicates(&parsed));
+        // An entry with a fault stays as a gap, so that the places of the others are right.
+        let entries = Field::root(list, &mut faults)
+            .list(0..=DESTINATIONS_MAX, |entry| {
+                Some(entry.parse(|value| parse_one(value, policy)))
+            })
+            .unwrap_or_default();
+        faults.extend(duplicates(&entries));
         if faults.is_empty() {
-            Ok(parsed
-                .into_iter()
-                .map(|(_, destination)| destination)
-                .collect())
+            Ok(entries.into_iter().flatten().collect())
         } else {
             Err(faults)
         }
@@ -172,7 +155,24 @@ impl WebhookDestination {
     }
 }
 
+impl OnUnknown {
+    /// Every choice, the default first.
+    pub const ALL: [Self; 2] = [Self::Resend, Self::Hold];
+
+    /// The text in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Resend => "resend",
+            Self::Hold => "hold",
+        }
+    }
+}
+
 impl Kind {
+    /// Every kind, in the order in which messages list them.
+    pub const ALL: [Self; 3] = [Self::Email, Self::Webhook, Self::Storage];
+
     /// The text in tables and JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -269,138 +269,47 @@ impl From<EmailAddress> for String {
 pub struct InvalidEmail;
 
 fn parse_one(value: &Value, policy: &Policy) -> Result<Destination, Vec<Fault>> {
-    let Value::Object(fields) = value else {
-        return Err(vec![wrong_type("", value, "an object with a kind")]);
+    let mut fields = Fields::new(value);
+    let Some(kind) = fields
+        .required_such_as("kind", "email")
+        .word(&Kind::ALL, Kind::as_str)
+    else {
+        return Err(fields.give_up());
     };
-    match fields.get("kind") {
-        Some(Value::String(kind)) => match kind.parse() {
-            Ok(Kind::Email) => parse_email(fields).map(Destination::Email),
-            Ok(Kind::Webhook) => parse_webhook(fields, policy).map(Destination::Webhook),
-            Ok(Kind::Storage) => finish(unknown_fields(fields, &["kind"]), Destination::Storage),
-            Err(UnknownKind) => Err(vec![Fault::new(
-                "kind",
-                "unknown_kind",
-                "there is no such kind of destination",
-                "use email, webhook or storage",
-            )]),
-        },
-        Some(other) => Err(vec![wrong_type("kind", other, "email, webhook or storage")]),
-        None => Err(vec![missing("kind", "email, webhook or storage")]),
-    }
-}
-
-fn parse_email(fields: &Map<String, Value>) -> Result<EmailDestination, Vec<Fault>> {
-    let mut faults = unknown_fields(fields, &["kind", "to", "subject", "on_unknown"]);
-    let to = collect(parse_recipients(fields.get("to")), &mut faults);
-    let subject = collect(parse_subject(fields.get("subject")), &mut faults);
-    let on_unknown = collect(parse_on_unknown(fields.get("on_unknown")), &mut faults);
-    finish(
-        faults,
-        EmailDestination {
-            to,
-            subject,
-            on_unknown,
-        },
-    )
-}
-
-fn parse_recipients(value: Option<&Value>) -> Result<Vec<EmailAddress>, Vec<Fault>> {
-    const HINT: &str = "an array of email addresses";
-    let list = match value {
-        Some(Value::Array(list)) => list,
-        Some(other) => return Err(vec![wrong_type("to", other, HINT)]),
-        None => return Err(vec![missing("to", HINT)]),
+    let destination = match kind {
+        Kind::Email => parse_email(&mut fields).map(Destination::Email),
+        Kind::Webhook => parse_webhook(&mut fields, policy).map(Destination::Webhook),
+        Kind::Storage => Some(Destination::Storage),
     };
-    if list.is_empty() {
-        return Err(vec![missing("to", "at least one email address")]);
-    }
-    if list.len() > RECIPIENTS_MAX {
-        return Err(vec![too_many(
-            "to",
-            list.len(),
-            RECIPIENTS_MAX,
-            "recipients",
-        )]);
-    }
-    let mut faults = Vec::new();
-    let mut to = Vec::new();
-    for (index, entry) in list.iter().enumerate() {
-        let parsed = match entry.as_str() {
-            Some(text) => EmailAddress::parse(text),
-            None => Err(wrong_type("", entry, "an email address")),
-        };
-        match parsed {
-            Ok(address) => to.push(address),
-            Err(fault) => faults.push(fault.under(&format!("to[{index}]"))),
-        }
-    }
-    finish(faults, to)
+    fields.finish(destination)
 }
 
-fn parse_subject(value: Option<&Value>) -> Result<Option<String>, Vec<Fault>> {
-    let text = match value {
-        None | Some(Value::Null) => return Ok(None),
-        Some(Value::String(text)) => text,
-        Some(other) => return Err(vec![wrong_type("subject", other, "text")]),
-    };
-    let mut faults = Vec::new();
-    if text.chars().count() > SUBJECT_CHARS_MAX {
-        faults.push(Fault::new(
-            "subject",
-            "too_long",
-            format!("the subject has {} characters", text.chars().count()),
-            format!("send at most {SUBJECT_CHARS_MAX}"),
-        ));
-    }
-    if text.chars().any(char::is_control) || text.trim().is_empty() {
-        faults.push(Fault::new(
-            "subject",
-            "invalid_subject",
-            "the subject is empty or holds a line break or another control character",
-            "send one line of text, or leave the subject out",
-        ));
-    }
-    finish(faults, Some(text.clone()))
+fn parse_email(fields: &mut Fields<'_>) -> Option<EmailDestination> {
+    let to = fields
+        .required_such_as("to", "[\"name@example.com\"]")
+        .list(1..=RECIPIENTS_MAX, |item| {
+            item.parse_text(EmailAddress::parse)
+        });
+    let subject = fields.optional("subject").line(1..=SUBJECT_CHARS_MAX);
+    let on_unknown = fields
+        .optional("on_unknown")
+        .word(&OnUnknown::ALL, OnUnknown::as_str);
+    Some(EmailDestination {
+        to: to?,
+        subject: subject.map(str::to_owned),
+        on_unknown: on_unknown.unwrap_or_default(),
+    })
 }
 
-fn parse_on_unknown(value: Option<&Value>) -> Result<OnUnknown, Vec<Fault>> {
-    match value {
-        None => Ok(OnUnknown::default()),
-        Some(value) => OnUnknown::deserialize(value).map_err(|_| {
-            vec![Fault::new(
-                "on_unknown",
-                "invalid_value",
-                "there is no such choice",
-                "use resend or hold",
-            )]
-        }),
-    }
-}
-
-fn parse_webhook(
-    fields: &Map<String, Value>,
-    policy: &Policy,
-) -> Result<WebhookDestination, Vec<Fault>> {
-    const HINT: &str = "an https URL";
-    let mut faults = unknown_fields(fields, &["kind", "url"]);
-    let url = match fields.get("url") {
-        Some(Value::String(text)) => {
-            outbound::check_url(text, policy).map_err(|fault| fault.under("url"))
-        }
-        Some(other) => Err(wrong_type("url", other, HINT)),
-        None => Err(missing("url", HINT)),
-    };
-    match url {
-        Ok(url) => finish(faults, WebhookDestination { url }),
-        Err(fault) => {
-            faults.push(fault);
-            Err(faults)
-        }
-    }
+fn parse_webhook(fields: &mut Fields<'_>, policy: &Policy) -> Option<WebhookDestination> {
+    let url = fields
+        .required_such_as("url", "https://example.com/hook")
+        .parse_text(|text| outbound::check_url(text, policy))?;
+    Some(WebhookDestination { url })
 }
 
 /// The same person, URL or store twice would get the same output twice.
-fn duplicates(destinations: &[(usize, Destination)]) -> Vec<Fault> {
+fn duplicates(entries: &[Option<Destination>]) -> Vec<Fault> {
     let mut seen = HashSet::new();
     let mut faults = Vec::new();
     let mut note = |place: String, target: String| {
@@ -413,7 +322,8 @@ fn duplicates(destinations: &[(usize, Destination)]) -> Vec<Fault> {
             ));
         }
     };
-    for (index, destination) in destinations {
+    for (index, entry) in entries.iter().enumerate() {
+        let Some(destination) = entry else { continue };
         match destination {
             Destination::Email(email) => {
                 for (at, address) in email.to.iter().enumerate() {
@@ -428,72 +338,6 @@ fn duplicates(destinations: &[(usize, Destination)]) -> Vec<Fault> {
         }
     }
     faults
-}
-
-fn unknown_fields(fields: &Map<String, Value>, known: &[&str]) -> Vec<Fault> {
-    fields
-        .keys()
-        .filter(|name| !known.contains(&name.as_str()))
-        .map(|name| {
-            Fault::new(
-                name,
-                "unknown_field",
-                "this kind of destination has no such field",
-                format!("use only {}", known.join(", ")),
-            )
-        })
-        .collect()
-}
-
-/// Keeps the faults of one field and goes on with the next; the value is then never used.
-fn collect<T: Default>(parsed: Result<T, Vec<Fault>>, faults: &mut Vec<Fault>) -> T {
-    parsed.unwrap_or_else(|found| {
-        faults.extend(found);
-        T::default()
-    })
-}
-
-fn finish<T>(faults: Vec<Fault>, value: T) -> Result<T, Vec<Fault>> {
-    if faults.is_empty() {
-        Ok(value)
-    } else {
-        Err(faults)
-    }
-}
-
-fn missing(field: &str, what: &str) -> Fault {
-    Fault::new(
-        field,
-        "missing_field",
-        "the field is missing or empty",
-        format!("send {what}"),
-    )
-}
-
-fn wrong_type(field: &str, value: &Value, what: &str) -> Fault {
-    let found = match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    };
-    Fault::new(
-        field,
-        "wrong_type",
-        format!("the value is {found}"),
-        format!("send {what}"),
-    )
-}
-
-fn too_many(field: &str, count: usize, max: usize, what: &str) -> Fault {
-    Fault::new(
-        field,
-        "too_many",
-        format!("there are {count} {what}"),
-        format!("send at most {max}"),
-    )
 }
 
 // The schema is written by hand: the derive cannot say `discriminator` for a union whose tag is not
@@ -651,16 +495,16 @@ mod tests {
             {"to": []},
         ]);
         let expected = [
-            ("[0].cc", "unknown_field"),
             ("[0].to[1]", "invalid_email"),
             ("[0].to[2]", "wrong_type"),
-            ("[0].subject", "invalid_subject"),
-            ("[0].on_unknown", "invalid_value"),
-            ("[1].secret", "unknown_field"),
+            ("[0].subject", "control_character"),
+            ("[0].on_unknown", "unknown_value"),
+            ("[0].cc", "unknown_field"),
             ("[1].url", "url_not_allowed"),
-            ("[2].kind", "unknown_kind"),
+            ("[1].secret", "unknown_field"),
+            ("[2].kind", "unknown_value"),
             ("[3]", "wrong_type"),
-            ("[4].kind", "missing_field"),
+            ("[4].kind", "missing"),
         ]
         .map(|(field, code)| (field.to_owned(), code));
         assert_eq!(places(&list), expected);
@@ -677,7 +521,7 @@ mod tests {
         };
         assert!(parse(&to(20)).is_ok());
         assert_eq!(places(&to(21)), [("[0].to".to_owned(), "too_many")]);
-        assert_eq!(places(&to(0)), [("[0].to".to_owned(), "missing_field")]);
+        assert_eq!(places(&to(0)), [("[0].to".to_owned(), "too_few")]);
         let subject =
             |count| json!([{"kind": "email", "to": ["a@b.example"], "subject": "ü".repeat(count)}]);
         assert!(parse(&subject(200)).is_ok());

@@ -3,6 +3,10 @@
 //! A reader asks for each field it knows and says what the field must be; [`Fields::finish`] then
 //! refuses what nobody asked for. `null` counts as absent. Nothing here knows what a field means,
 //! and nothing here may stop at the first fault.
+//!
+//! The codes are the same for every field of every body: `missing`, `wrong_type`, `unknown_field`,
+//! `unknown_value`, `out_of_range`, `empty`, `too_short`, `too_long`, `control_character`, `too_few`,
+//! `too_many`, `bad_time`. A parser that a getter is given adds its own.
 
 use std::{fmt, ops::RangeInclusive};
 
@@ -50,8 +54,16 @@ impl<'a> Fields<'a> {
 
     /// A field that must be there.
     pub fn required(&mut self, name: &'static str) -> Field<'_, 'a> {
+        self.required_such_as(name, "")
+    }
+
+    /// A field that must be there, with an example for the caller who left it out.
+    pub fn required_such_as(&mut self, name: &'static str, example: &str) -> Field<'_, 'a> {
         if self.given.is_some() && self.look_up(name).is_none() {
-            let hint = format!("send `{name}`");
+            let hint = match example {
+                "" => format!("send `{name}`"),
+                example => format!("send `{name}`, for example {example}"),
+            };
             self.faults
                 .push(Fault::new(name, "missing", "the field is missing", hint));
         }
@@ -72,6 +84,19 @@ impl<'a> Fields<'a> {
     /// Adds a fault that concerns several fields, or that only the reader can see.
     pub fn refuse(&mut self, fault: Fault) {
         self.faults.push(fault);
+    }
+
+    /// How many faults there are so far: what reads several fields as one can see whether they were
+    /// in order.
+    #[must_use]
+    pub fn faults(&self) -> usize {
+        self.faults.len()
+    }
+
+    /// Ends the reading without a word on unknown fields: which fields there may be is not known.
+    #[must_use]
+    pub fn give_up(self) -> Vec<Fault> {
+        self.faults
     }
 
     /// Ends the reading. The value is there whenever no getter reported a fault.
@@ -108,7 +133,17 @@ impl<'a> Fields<'a> {
     }
 }
 
-impl<'a> Field<'_, 'a> {
+impl<'f, 'a> Field<'f, 'a> {
+    /// A value that is no field of an object; its faults have an empty place.
+    pub fn root(value: &'a Value, faults: &'f mut Vec<Fault>) -> Self {
+        let place = String::new();
+        Self {
+            faults,
+            place,
+            value: Some(value),
+        }
+    }
+
     /// Text on one line, its length counted in characters.
     pub fn line(mut self, chars: RangeInclusive<usize>) -> Option<&'a str> {
         let text = self.string("text")?;
@@ -192,7 +227,7 @@ impl<'a> Field<'_, 'a> {
         match DateTime::parse_from_rfc3339(text) {
             Ok(instant) => Some(instant.with_timezone(&Utc)),
             Err(_) => self.refuse(
-                "invalid_instant",
+                "bad_time",
                 "not an instant of RFC 3339",
                 "send for example 2026-03-22T09:00:00Z",
             ),
@@ -505,7 +540,7 @@ mod tests {
             ("deep.x.y", "deep_fault"),
             ("tags[1]", "wrong_type"),
             ("tags[2]", "too_long"),
-            ("when", "invalid_instant"),
+            ("when", "bad_time"),
             ("absent", "missing"),
             ("colur", "unknown_field"),
             ("zzzzzzzzz", "unknown_field"),
@@ -533,6 +568,17 @@ mod tests {
             found(fields.finish(Some(()))),
             [("b".to_owned(), "missing")]
         );
+    }
+
+    #[test]
+    fn what_is_missing_comes_with_an_example() {
+        let object = json!({"b": 1});
+        let mut fields = Fields::new(&object);
+        fields.required_such_as("a", "7").boolean();
+        assert_eq!(fields.faults(), 1);
+        let faults = fields.give_up();
+        assert_eq!(faults[0].hint, "send `a`, for example 7");
+        assert_eq!(faults.len(), 1, "unknown fields are not told");
     }
 
     #[test]

@@ -24,4 +24,5 @@ pub mod seal;
 pub mod secret;
 pub mod slots;
 pub mod telemetry;
+pub mod template;
 pub mod webhook_secret;

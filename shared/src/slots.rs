@@ -31,7 +31,7 @@ pub struct Policy {
     /// After downtime.
     pub misfire: Misfire,
     /// How late a slot may still run.
-    pub catchup_window_s: i32,
+    pub catchup_window_s: u32,
     /// How many more runs the prompt may have; `None`: no limit.
     pub runs_left: Option<u64>,
 }
@@ -410,7 +410,7 @@ mod tests {
         fn every_due_slot_has_one_fate(
             downtime in 0i64..5_000,
             step in 1i64..90,
-            window in 0i32..100_000,
+            window in 0u32..100_000,
             misfire in prop_oneof![Just(Misfire::Skip), Just(Misfire::RunLatest), Just(Misfire::RunAll)],
             running: bool,
         ) {

@@ -14,9 +14,9 @@ pub enum Reader {
     Person,
 }
 
-/// Begins to log. `RUST_LOG` chooses what; without it, `info` and worse. A second call does nothing.
-pub fn init(reader: Reader) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+/// Begins to log. `RUST_LOG` chooses what; without it, `level` and worse. A second call does nothing.
+pub fn init(reader: Reader, level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let builder = fmt().with_env_filter(filter).with_target(false);
     // Only a second call fails, and then the first one's subscriber stays.
     let _ = match reader {

@@ -2,12 +2,16 @@
 //!
 //! Its text is shown once, when it is made, and stored only sealed. It must never reach a log.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
+use aws_lc_rs::hmac;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use zeroize::Zeroizing;
 
 use crate::secret::Secret;
+
+/// How long the previous secret goes on signing after a rotation.
+pub const OVERLAP: Duration = Duration::from_secs(24 * 3600);
 
 const PREFIX: &str = "whsec_";
 const KEY_BYTES: usize = 32;
@@ -52,11 +56,25 @@ impl WebhookSecret {
         Secret::new(format!("{PREFIX}{}", BASE64_STANDARD.encode(&*self.key)))
     }
 
-    /// The bytes that key the HMAC.
+    /// Signs one attempt: the value of one signature in the header `webhook-signature`.
+    ///
+    /// `id` is the value of `webhook-id`, `timestamp` that of `webhook-timestamp`, in seconds.
     #[must_use]
-    pub fn key(&self) -> &[u8] {
-        &self.key
+    pub fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
+        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &self.key));
+        context.update(format!("{id}.{timestamp}.").as_bytes());
+        context.update(body);
+        format!("v1,{}", BASE64_STANDARD.encode(context.sign()))
     }
+}
+
+/// The secrets that sign a tenant's webhooks now.
+#[derive(Debug, Clone)]
+pub struct SigningSecrets {
+    /// The newest.
+    pub current: WebhookSecret,
+    /// The one before, while its [`OVERLAP`] lasts.
+    pub previous: Option<WebhookSecret>,
 }
 
 impl fmt::Debug for WebhookSecret {
@@ -80,9 +98,18 @@ mod tests {
         let text = secret.text();
         assert!(text.expose().starts_with("whsec_"));
         let read = WebhookSecret::parse(text.expose()).unwrap();
-        assert_eq!(read.key(), secret.key());
-        assert_eq!(secret.key().len(), 32);
-        assert_ne!(secret.key(), WebhookSecret::generate().key());
+        assert_eq!(read.key, secret.key);
+        assert_eq!(secret.key.len(), 32);
+        assert_ne!(secret.key, WebhookSecret::generate().key);
+    }
+
+    #[test]
+    fn the_reference_vector_holds() {
+        // Of the reference libraries' own test suites.
+        let secret = WebhookSecret::parse("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+        let body = br#"{"test": 2432232314}"#;
+        let signature = secret.sign("msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, body);
+        assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
     }
 
     #[test]

@@ -58,9 +58,9 @@ fn every_fault_is_reported_at_once() {
             "timezone unknown_timezone",
             "start_at sub_minute",
             "end_at wrong_type",
-            "colour unknown_field",
             "expression range",
             "expression nonstandard_L",
+            "colour unknown_field",
         ]
     );
 }
@@ -71,7 +71,7 @@ fn refusals_name_the_field_and_the_rule() {
         (json!([]), vec![" wrong_type"]),
         (json!({}), vec!["type missing"]),
         (json!({"type": 5}), vec!["type wrong_type"]),
-        (json!({"type": "hourly"}), vec!["type unknown_type"]),
+        (json!({"type": "hourly"}), vec!["type unknown_value"]),
         (json!({"type": "cron"}), vec!["expression missing"]),
         (
             json!({"type": "cron", "expression": null}),
@@ -104,7 +104,7 @@ fn refusals_name_the_field_and_the_rule() {
         ),
         (
             json!({"type": "interval", "every_seconds": 5}),
-            vec!["every_seconds unknown_field", "every_minutes missing"],
+            vec!["every_minutes missing", "every_seconds unknown_field"],
         ),
         (
             json!({"type": "interval", "every_days": 1, "anchor": "2026-01-01T00:00:01Z"}),
@@ -122,15 +122,19 @@ fn refusals_name_the_field_and_the_rule() {
         ),
         (
             json!({"type": "weekly", "days": [], "at": "08:00"}),
-            vec!["days out_of_range"],
+            vec!["days too_few"],
         ),
         (
             json!({"type": "weekly", "days": ["mon", "funday", 5]}),
-            vec!["days[1] bad_day", "days[2] bad_day", "at missing"],
+            vec!["days[1] unknown_value", "days[2] wrong_type", "at missing"],
         ),
         (
             json!({"type": "monthly", "days": [0, 32, 1.5], "at": "08:00"}),
-            vec!["days[0] bad_day", "days[1] bad_day", "days[2] bad_day"],
+            vec![
+                "days[0] out_of_range",
+                "days[1] out_of_range",
+                "days[2] wrong_type",
+            ],
         ),
         (
             json!({"type": "monthly", "days": "1", "at": "08:00"}),
@@ -531,8 +535,9 @@ fn surprises_are_warned_of() {
         ("0 0 31 1 *", "UTC", vec![]),
         ("0 0 29 2 *", "UTC", vec!["short_months"]),
         ("30 2 * * *", "America/New_York", vec!["dst_gap"]),
+        ("0 2 * * *", "America/New_York", vec!["dst_gap"]),
         ("30 2 * 6 *", "America/New_York", vec![]),
-        ("30 3 * * *", "America/New_York", vec![]),
+        ("0 3 * * *", "America/New_York", vec![]),
         ("30 * * * *", "America/New_York", vec!["dst_fold"]),
         ("30 * * * *", "Asia/Tokyo", vec![]),
     ];
@@ -582,8 +587,14 @@ fn slots_exist_beyond_the_year_2100_and_end_before_9000() {
     );
     assert_eq!(leap.next(DateTime::<Utc>::MAX_UTC), None);
     assert!(leap.next(DateTime::<Utc>::MIN_UTC).is_some());
+    for end_of_time in [DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC] {
+        let slots = cron("30 2 * * *", "America/New_York")
+            .preview(end_of_time, 1)
+            .slots;
+        assert_eq!(slots.is_empty(), end_of_time == DateTime::<Utc>::MAX_UTC);
+    }
     assert!(weekdays.next(at("8999-12-31T00:00:00Z")).is_some());
-    assert_eq!(weekdays.next(at("9000-01-01T00:00:01Z")), None);
+    assert_eq!(weekdays.next(at("9000-01-01T00:00:00Z")), None);
 }
 
 #[test]

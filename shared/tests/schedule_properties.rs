@@ -13,9 +13,19 @@ use shared::schedule::{Schedule, eventbridge};
 
 const SLOTS: usize = 6;
 
-/// Far over the promised 1 ms, because this also runs unoptimised on a busy machine; what it is to
-/// find is a search without a bound.
-const TOO_LONG: Elapsed = Elapsed::from_millis(250);
+/// The promise is 1 ms for optimised code; this also runs unoptimised on a busy machine. What it is
+/// to find is a search without a bound.
+const TOO_LONG: Elapsed = Elapsed::from_millis(25);
+
+/// How long something takes when nothing else gets in its way: the best of three.
+fn took<T>(work: impl Fn() -> T) -> Elapsed {
+    let once = || {
+        let started = Instant::now();
+        std::hint::black_box(work());
+        started.elapsed()
+    };
+    once().min(once()).min(once())
+}
 
 fn now() -> DateTime<Utc> {
     "2026-01-01T10:07:20Z".parse().unwrap()
@@ -188,9 +198,7 @@ fn ask(schedule: &Schedule, after: DateTime<Utc>) -> Elapsed {
         eventbridge::check(&entry.expression).unwrap();
     }
     assert_ne!(schedule.shortest_gap_minutes(), Some(0));
-    let started = Instant::now();
-    std::hint::black_box(schedule.next(after));
-    started.elapsed()
+    took(|| schedule.next(after))
 }
 
 proptest! {
@@ -312,10 +320,8 @@ proptest! {
 
     #[test]
     fn any_json_is_answered_at_once(value in prop_oneof![form(), anything()], after in moment()) {
-        let started = Instant::now();
-        let parsed = Schedule::parse(&value, now());
-        prop_assert!(started.elapsed() < TOO_LONG);
-        match parsed {
+        prop_assert!(took(|| Schedule::parse(&value, now())) < TOO_LONG);
+        match Schedule::parse(&value, now()) {
             Ok(schedule) => prop_assert!(ask(&schedule, after) < TOO_LONG),
             Err(faults) => prop_assert!(!faults.is_empty()),
         }
@@ -332,11 +338,9 @@ proptest! {
         after in any::<i64>(),
     ) {
         let after = DateTime::from_timestamp(after / 1_000_000, 0).unwrap_or_else(now);
-        let started = Instant::now();
-        let parsed = parse(&text, Tz::America__New_York);
-        let _ = eventbridge::check(&text);
-        prop_assert!(started.elapsed() < TOO_LONG);
-        if let Some(schedule) = parsed {
+        prop_assert!(took(|| parse(&text, Tz::America__New_York)) < TOO_LONG);
+        prop_assert!(took(|| eventbridge::check(&text)) < TOO_LONG);
+        if let Some(schedule) = parse(&text, Tz::America__New_York) {
             prop_assert!(ask(&schedule, after) < TOO_LONG);
         }
     }

@@ -1,7 +1,8 @@
 //! The testbed itself: that a test gets what it promises, and that nothing is left behind.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -47,13 +48,15 @@ fn the_commands_exit_code_comes_through() {
     assert_eq!(status.code(), Some(7));
 }
 
-#[test]
-fn nothing_outlives_a_killed_testbed() {
+#[tokio::test]
+async fn nothing_outlives_a_killed_testbed() {
     let script = r#"echo $$ "$CARILLON_TEST_POSTGRES"; exec sleep 60"#;
-    let mut running = testbed(&["sh", "-c", script])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    // What a killed testbed cannot remove goes with this folder.
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    let mut testbed = testbed(&["sh", "-c", script]);
+    testbed.env("TMPDIR", folder.path()).stdout(Stdio::piped());
+    let mut running = testbed.spawn().unwrap();
     let mut line = String::new();
     BufReader::new(running.stdout.take().unwrap())
         .read_line(&mut line)
@@ -77,13 +80,12 @@ fn nothing_outlives_a_killed_testbed() {
                 Instant::now() < deadline,
                 "process {process} outlives the testbed"
             );
-            std::thread::yield_now();
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    assert!(
-        !Path::new(&socket).exists(),
-        "postgres did not shut down cleanly"
-    );
+    let socket = Path::new(&socket);
+    assert!(!socket.exists(), "postgres did not shut down cleanly");
+    fs::remove_dir(socket.parent().unwrap()).unwrap();
 }
 
 #[tokio::test]

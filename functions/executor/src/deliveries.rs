@@ -13,7 +13,6 @@ use shared::{
     ids::{DeliveryId, TenantId},
     run::{DeliveryStatus, RunStatus},
     seal::Purpose,
-    secret::Secret,
     webhook_secret::{SigningSecrets, WebhookSecret},
 };
 use tracing::{error, info, warn};
@@ -24,7 +23,7 @@ use crate::{
         self, DeliveryError, Disposition, Outgoing, Sent, Target,
         render::{self, FailureFacts, RenderError, Rendered, RunFacts},
     },
-    runs::Job,
+    job::Job,
 };
 
 /// A delivery that was rendered, and the row that keeps it.
@@ -50,9 +49,7 @@ pub(crate) fn prepare(
             let id = DeliveryId::new();
             let rendered = match destination {
                 Destination::Email(email) => {
-                    let subject = email
-                        .subject()
-                        .and_then(|text| job.render(text, claim.run_id).ok());
+                    let subject = job.subject(email.subject());
                     render::email(&facts, id, email, subject.as_deref(), &executor.from)
                 }
                 Destination::Webhook(webhook) => render::webhook(&facts, webhook),
@@ -109,14 +106,7 @@ pub(crate) fn notices(
         )
     };
     let destination = serde_json::json!({"kind": "email", "to": [to.as_str()]});
-    vec![prepared(
-        id,
-        purpose,
-        0,
-        Kind::Email,
-        destination,
-        rendered,
-    )]
+    vec![prepared(id, purpose, 0, Kind::Email, destination, rendered)]
 }
 
 /// Stores an output that is too long for its row, and gives where it lies.
@@ -166,9 +156,11 @@ pub(crate) async fn send_all(
                 attempt: 1,
                 attempts_max: one.row.attempts_max,
             },
-            kind: kind_of(one.row.kind),
+            kind: one.row.kind,
             gone: one.gone,
-            body: one.body.or_else(|| (one.row.kind == "storage").then(|| output.clone())),
+            body: one
+                .body
+                .or_else(|| (one.row.kind == Kind::Storage).then(|| output.clone())),
             target: one.row.target,
         };
         send_one(executor, held, secrets)
@@ -242,11 +234,7 @@ struct Held {
     target: String,
 }
 
-async fn send_one(
-    executor: &Executor,
-    held: Held,
-    secrets: &SealedSecrets,
-) -> Result<(), DbError> {
+async fn send_one(executor: &Executor, held: Held, secrets: &SealedSecrets) -> Result<(), DbError> {
     let claim = held.claim;
     let attempted = attempt(executor, held, secrets).await;
     let settled = match attempted {
@@ -321,7 +309,7 @@ fn after_error(error: &DeliveryError, claim: &DeliveryClaim, target: &str) -> Se
         settled.response_status = Some(i32::from(answer.status));
         settled.response_excerpt = Some(answer.excerpt.clone());
     }
-    settled.gone_url = error.is_gone().then(|| target.to_owned());
+    settled.gone_url = matches!(error, DeliveryError::EndpointGone(_)).then(|| target.to_owned());
     settled
 }
 
@@ -373,7 +361,7 @@ fn notices_of_end(
     let Some(job) = end
         .spec
         .as_ref()
-        .and_then(|spec| Job::of_ended(spec, end.scheduled_for, end.trigger))
+        .and_then(|spec| Job::new(claim.run_id, spec, end.scheduled_for, end.trigger).ok())
     else {
         return Vec::new();
     };
@@ -383,7 +371,13 @@ fn notices_of_end(
             .to_owned(),
         then: shared::db::runs::AfterFailure::End(RunStatus::Failed),
     };
-    notices(executor, &run_claim(claim, end), &job, &end.notice(), &failure)
+    notices(
+        executor,
+        &run_claim(claim, end),
+        &job,
+        &end.notice(),
+        &failure,
+    )
 }
 
 async fn send_notices(
@@ -422,7 +416,10 @@ fn open(
             .sealer
             .open(tenant_id, Purpose::WebhookSecret, blob)
             .ok()
-            .and_then(|secret: Secret| WebhookSecret::parse(secret.expose()).ok())
+            .and_then(|text| {
+                let text = std::str::from_utf8(&text).ok()?;
+                WebhookSecret::parse(text).ok()
+            })
     };
     let Some(current) = open(&sealed.current) else {
         error!(tenant.id = %tenant_id, "webhook secret cannot be opened with this sealing key");
@@ -458,11 +455,11 @@ fn prepared(
             id,
             purpose,
             position,
-            kind: kind.as_str(),
+            kind,
             target,
             destination,
-            body: body.as_ref().map(|bytes| bytes.to_vec()),
-            attempts_max: i32::try_from(deliver::ATTEMPTS_MAX).unwrap_or(1),
+            body: body.clone(),
+            attempts_max: deliveries::ATTEMPTS_MAX,
         },
         body,
         gone: false,
@@ -510,8 +507,4 @@ fn settled(status: DeliveryStatus, code: &str, message: &str) -> Settled {
         error_message: Some(message.to_owned()),
         gone_url: None,
     }
-}
-
-fn kind_of(word: &str) -> Kind {
-    word.parse().unwrap_or(Kind::Email)
 }

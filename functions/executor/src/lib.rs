@@ -18,11 +18,11 @@ use crate::{deliver::Sender, model::Models};
 pub mod deliver;
 mod deliveries;
 pub mod http;
+mod job;
 pub mod model;
 mod runs;
 
 /// Everything that runs go through. One per process.
-#[derive(Debug)]
 pub struct Executor {
     /// The database.
     pub db: Db,

@@ -14,12 +14,12 @@ use shared::{
     prompt::{Overlap, PromptSpec},
     run::{RunStatus, RunTrigger},
     slots::{self, Fate, Plan, Policy},
-    template::{Template, TemplateError, Values},
 };
 use tracing::{info, warn};
 
 use crate::{
     Executor, deliveries,
+    job::{Job, Texts, stored_spec},
     model::{Disposition, ModelAnswer, ModelError, ModelRequest},
 };
 
@@ -52,14 +52,16 @@ pub(crate) async fn fire(
     let plan = slots::plan(due.next_run_at, due.now, policy, &due.open, |after| {
         spec.schedule().next(after)
     });
-    let attempts_max = spec.max_retries() + 1;
+    let attempts_max = attempts_max(&spec);
     let Some(slot) = claimable(&plan, &due, policy.overlap) else {
         runs::write_plan(tx, &due, &plan, attempts_max, None).await?;
         return Ok(());
     };
     let run_id = RunId::new();
-    let job = Job::prepare(&tx, prompt_id, run_id, slot, RunTrigger::Schedule, spec, None).await?;
-    let intent = job.intent(executor);
+    let job = Job::new(run_id, &due.spec, slot, RunTrigger::Schedule)?
+        .render(&tx, prompt_id, None)
+        .await?;
+    let intent = intent(executor, &job);
     match runs::write_plan(tx, &due, &plan, attempts_max, Some((run_id, &intent))).await? {
         Some(claim) => execute(executor, claim, job).await,
         None => Ok(()),
@@ -85,18 +87,14 @@ pub(crate) async fn resume(
             give_up(executor, tenant_id, &locked).await
         }
         NextStep::Claim => {
-            let spec = stored_spec(&locked.spec)?;
-            let job = Job::prepare(
-                &tx,
-                locked.prompt_id,
-                run_id,
-                locked.scheduled_for,
-                locked.trigger,
-                spec,
-                locked.rendered_input.take(),
-            )
-            .await?;
-            let claim = runs::claim(tx, &locked, &job.intent(executor)).await?;
+            let earlier = locked.rendered_input.take().map(|input| Texts {
+                input,
+                system: locked.rendered_system.take(),
+            });
+            let job = Job::new(run_id, &locked.spec, locked.scheduled_for, locked.trigger)?
+                .render(&tx, locked.prompt_id, earlier)
+                .await?;
+            let claim = runs::claim(tx, &locked, &intent(executor, &job)).await?;
             execute(executor, claim, job).await
         }
     }
@@ -114,85 +112,18 @@ fn claimable(plan: &Plan, due: &runs::DuePrompt, overlap: Overlap) -> Option<Dat
         .map(|row| row.scheduled_for)
 }
 
-/// What a claimed run is to do.
-pub(crate) struct Job {
-    pub(crate) spec: PromptSpec,
-    pub(crate) scheduled_for: DateTime<Utc>,
-    pub(crate) trigger: RunTrigger,
-    previous_output: Option<String>,
-    input: Result<String, TemplateError>,
+fn attempts_max(spec: &PromptSpec) -> i32 {
+    i32::try_from(spec.max_retries()).map_or(i32::MAX, |retries| retries.saturating_add(1))
 }
 
-impl Job {
-    /// Renders the model's input, or takes over what an earlier try was given.
-    async fn prepare(
-        tx: &shared::db::TenantTx,
-        prompt_id: PromptId,
-        run_id: RunId,
-        scheduled_for: DateTime<Utc>,
-        trigger: RunTrigger,
-        spec: PromptSpec,
-        rendered_input: Option<String>,
-    ) -> Result<Self, DbError> {
-        let previous_output = if spec.uses_previous_output() {
-            runs::previous_output(tx, prompt_id).await?
-        } else {
-            None
-        };
-        let mut job = Self {
-            spec,
-            scheduled_for,
-            trigger,
-            previous_output,
-            input: Ok(String::new()),
-        };
-        job.input = match rendered_input {
-            Some(input) => Ok(input),
-            None => job.render(job.spec.prompt_text(), run_id),
-        };
-        Ok(job)
-    }
-
-    /// Renders a template of the prompt's; its text was checked when it was saved.
-    pub(crate) fn render(&self, text: &str, run_id: RunId) -> Result<String, TemplateError> {
-        let template = Template::parse(text).map_err(|_faults| TemplateError::Unreadable)?;
-        template.render(&Values {
-            scheduled_for: self.scheduled_for,
-            timezone: self.spec.schedule().timezone(),
-            context: self.spec.context(),
-            previous_output: self.previous_output.as_deref(),
-            run_id,
-        })
-    }
-
-    fn intent(&self, executor: &Executor) -> Intent {
-        Intent {
-            rendered_input: self.input.as_ref().ok().cloned(),
-            provider: self.spec.model().provider().as_str(),
-            model: self.spec.model().name().to_owned(),
-            lease_ms: executor.lease_ms(),
-        }
-    }
-
-    /// The slot in the prompt's zone; `None` for a run without one.
-    pub(crate) fn slot_local(&self) -> Option<String> {
-        self.slot().map(|slot| {
-            slot.with_timezone(&self.spec.schedule().timezone())
-                .format("%Y-%m-%d %H:%M %Z")
-                .to_string()
-        })
-    }
-
-    /// The slot; `None` for a run that somebody asked for.
-    pub(crate) fn slot(&self) -> Option<DateTime<Utc>> {
-        match self.trigger {
-            RunTrigger::Schedule | RunTrigger::Backfill => Some(self.scheduled_for),
-            RunTrigger::Manual
-            | RunTrigger::Retry
-            | RunTrigger::Event
-            | RunTrigger::Chain
-            | RunTrigger::Test => None,
-        }
+fn intent(executor: &Executor, job: &Job) -> Intent {
+    let texts = job.texts.as_ref().ok();
+    Intent {
+        rendered_input: texts.map(|texts| texts.input.clone()),
+        rendered_system: texts.and_then(|texts| texts.system.clone()),
+        provider: job.spec.model().provider().as_str(),
+        model: job.spec.model().name().to_owned(),
+        lease_ms: executor.lease_ms(),
     }
 }
 
@@ -220,17 +151,15 @@ async fn execute(executor: &Executor, claim: Claim, job: Job) -> Result<(), DbEr
 }
 
 async fn attempt(executor: &Executor, claim: &Claim, job: &Job) -> Tried {
-    let input = match &job.input {
-        Ok(input) => input,
-        Err(error) => {
-            return Tried::Failed(
-                final_failure(error.code(), error.to_string(), RunStatus::Failed),
-                "error",
-            );
+    let texts = match &job.texts {
+        Ok(texts) => texts,
+        Err(detail) => {
+            let failure = final_failure("template_error", detail.clone(), RunStatus::Failed);
+            return Tried::Failed(failure, "error");
         }
     };
     let begun = Instant::now();
-    let Some(result) = call_model(executor, claim, job, input).await else {
+    let Some(result) = call_model(executor, claim, job, texts).await else {
         return Tried::LeaseLost;
     };
     match result {
@@ -242,7 +171,11 @@ async fn attempt(executor: &Executor, claim: &Claim, job: &Job) -> Tried {
             None => Tried::Answered(answer, begun.elapsed()),
         },
         Err(error) => {
-            let status = if error.outcome_unknown() { "unknown" } else { "error" };
+            let status = if error.outcome_unknown() {
+                "unknown"
+            } else {
+                "error"
+            };
             Tried::Failed(after_error(&error, claim, job), status)
         }
     }
@@ -253,15 +186,16 @@ async fn call_model(
     executor: &Executor,
     claim: &Claim,
     job: &Job,
-    input: &str,
+    texts: &Texts,
 ) -> Option<Result<ModelAnswer, ModelError>> {
     let request = ModelRequest {
         model: job.spec.model(),
-        system: job.spec.system_text(),
-        input,
+        system: texts.system.as_deref(),
+        input: &texts.input,
         settings: job.spec.model_settings(),
     };
-    let call = executor.models.call(&request, job.spec.timeout());
+    let timeout = Duration::from_millis(job.spec.timeout_ms().into());
+    let call = executor.models.call(&request, timeout);
     tokio::pin!(call);
     let period = executor.lease / 3;
     let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
@@ -374,7 +308,16 @@ pub(crate) async fn record_failure(
     };
     let rows = notices.iter().map(|one| &one.row).collect::<Vec<_>>();
     let lease_ms = executor.lease_ms();
-    runs::finish_failure(tx, claim, &recorded, &failure, attempt_status, &rows, lease_ms).await?;
+    runs::finish_failure(
+        tx,
+        claim,
+        &recorded,
+        &failure,
+        attempt_status,
+        &rows,
+        lease_ms,
+    )
+    .await?;
     warn!(
         run.id = %claim.run_id, prompt.id = %claim.prompt_id, tenant.id = %claim.tenant_id,
         run.attempt = claim.attempt, run.attempts_max = claim.attempts_max,
@@ -391,13 +334,12 @@ async fn give_up(
     locked: &LockedRun,
 ) -> Result<(), DbError> {
     let claim = runs::vanished_claim(tenant_id, locked);
-    let job = Job {
-        spec: stored_spec(&locked.spec)?,
-        scheduled_for: locked.scheduled_for,
-        trigger: locked.trigger,
-        previous_output: None,
-        input: Ok(String::new()),
-    };
+    let job = Job::new(
+        locked.run_id,
+        &locked.spec,
+        locked.scheduled_for,
+        locked.trigger,
+    )?;
     let failure = final_failure(
         "worker_lost",
         "the process that ran the last try vanished; the model may have been called".to_owned(),
@@ -410,13 +352,14 @@ fn after_error(error: &ModelError, claim: &Claim, job: &Job) -> Failure {
     let then = match error.disposition() {
         Disposition::Retry { after } if claim.attempt < claim.attempts_max => {
             let attempt = u32::try_from(claim.attempt).unwrap_or(1);
-            let delay = backoff::delay(attempt, job.spec.retry_delay(), RETRY_CAP, after);
+            let base = Duration::from_millis(job.spec.retry_delay_ms().into());
+            let delay = backoff::delay(attempt, base, RETRY_CAP, after);
             AfterFailure::RetryIn {
                 delay_ms: i64::try_from(delay.as_millis()).unwrap_or(i64::MAX),
             }
         }
         Disposition::Retry { .. } | Disposition::GiveUp => {
-            AfterFailure::End(if error.is_timeout() {
+            AfterFailure::End(if matches!(error, ModelError::Timeout) {
                 RunStatus::TimedOut
             } else {
                 RunStatus::Failed
@@ -436,17 +379,6 @@ fn final_failure(code: &str, message: String, status: RunStatus) -> Failure {
         message,
         then: AfterFailure::End(status),
     }
-}
-
-fn stored_spec(value: &serde_json::Value) -> Result<PromptSpec, DbError> {
-    PromptSpec::from_stored(value).map_err(|faults| DbError::Stored {
-        what: "prompt",
-        detail: faults
-            .iter()
-            .map(|fault| format!("{}: {}", fault.field, fault.code))
-            .collect::<Vec<_>>()
-            .join(", "),
-    })
 }
 
 fn signed(count: u64) -> i64 {

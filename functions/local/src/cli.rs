@@ -44,7 +44,11 @@ struct UpArgs {
     #[arg(long, env = "CARILLON_ALLOW_LOOPBACK")]
     allow_loopback: bool,
     /// The first tenant's owner, made at the first start.
-    #[arg(long, env = "CARILLON_OWNER_EMAIL", default_value = "owner@example.com")]
+    #[arg(
+        long,
+        env = "CARILLON_OWNER_EMAIL",
+        default_value = "owner@example.com"
+    )]
     owner_email: String,
     #[command(flatten)]
     common: CommonArgs,
@@ -62,7 +66,11 @@ struct CommonArgs {
     #[arg(long, env = "CARILLON_GRACE_S", default_value_t = 120)]
     grace_s: u64,
     /// Who emails come from.
-    #[arg(long, env = "CARILLON_MAIL_FROM", default_value = "Carillon <carillon@localhost>")]
+    #[arg(
+        long,
+        env = "CARILLON_MAIL_FROM",
+        default_value = "Carillon <carillon@localhost>"
+    )]
     mail_from: String,
     /// A mail server, as smtps://user:password@host; without one, emails become files.
     #[arg(long, env = "CARILLON_SMTP_URL", hide_env_values = true)]

@@ -15,7 +15,7 @@ use axum::{Router, body::Bytes, extract::State, http::HeaderMap, routing::post};
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use shared::webhook_secret::WebhookSecret;
+use shared::{telemetry, webhook_secret::WebhookSecret};
 use tokio::{net::TcpListener, time::Instant};
 
 use crate::{
@@ -45,6 +45,7 @@ const ENDED: [&str; 6] = [
 /// # Errors
 /// When the demo cannot be carried out.
 pub async fn run(settings: Settings, examples: &Path, model: Option<&str>) -> Result<ExitCode> {
+    telemetry::init(telemetry::Reader::Person, "warn");
     let prompts = read_examples(examples)?;
     empty(&settings.data_dir)?;
     let model = choose_model(model);
@@ -67,7 +68,10 @@ async fn show(
     model: &str,
     bar: &ProgressBar,
 ) -> Result<bool> {
-    let key = service.first_key.as_ref().context("the demo's database was not empty")?;
+    let key = service
+        .first_key
+        .as_ref()
+        .context("the demo's database was not empty")?;
     let client = Client::new(service.address, key)?;
     let receiver = Receiver::start(&client).await?;
     let slot = soon();
@@ -81,12 +85,20 @@ async fn show(
         }
         created.push(client.post("/v1/prompts", prompt).await?);
     }
-    step(bar, &format!("made {} prompts from the examples", created.len()));
+    step(
+        bar,
+        &format!("made {} prompts from the examples", created.len()),
+    );
     for prompt in &created[..last] {
         let id = text(prompt, "id")?;
-        client.post(&format!("/v1/prompts/{id}/run"), &json!({})).await?;
+        client
+            .post(&format!("/v1/prompts/{id}/run"), &json!({}))
+            .await?;
     }
-    step(bar, &format!("ran {last} by hand; the last one fires by its schedule at {slot}"));
+    step(
+        bar,
+        &format!("ran {last} by hand; the last one fires by its schedule at {slot}"),
+    );
     let runs = wait_for_runs(&client, created.len(), slot, bar).await?;
     report(&client, settings, &created, &runs, &receiver, bar).await
 }
@@ -98,7 +110,11 @@ fn read_examples(folder: &Path) -> Result<Vec<Value>> {
         .collect::<Result<Vec<_>>>()?;
     files.retain(|path| path.extension().is_some_and(|end| end == "json"));
     files.sort();
-    ensure!(!files.is_empty(), "there are no examples in {}", folder.display());
+    ensure!(
+        !files.is_empty(),
+        "there are no examples in {}",
+        folder.display()
+    );
     files
         .iter()
         .map(|path| {
@@ -113,7 +129,10 @@ fn empty(folder: &Path) -> Result<()> {
     if folder.exists() {
         let has_files = folder.read_dir()?.next().is_some();
         if has_files && !folder.join(MARKER).exists() {
-            bail!("{} holds files that no demo made; choose another --data-dir", folder.display());
+            bail!(
+                "{} holds files that no demo made; choose another --data-dir",
+                folder.display()
+            );
         }
         std::fs::remove_dir_all(folder)?;
     }
@@ -152,7 +171,10 @@ fn point_webhooks(prompt: &mut Value, url: &str) {
     let Some(destinations) = prompt["destinations"].as_array_mut() else {
         return;
     };
-    for destination in destinations.iter_mut().filter(|one| one["kind"] == "webhook") {
+    for destination in destinations
+        .iter_mut()
+        .filter(|one| one["kind"] == "webhook")
+    {
         destination["url"] = json!(url);
     }
 }
@@ -169,13 +191,20 @@ async fn wait_for_runs(
         let runs = page["items"].as_array().cloned().unwrap_or_default();
         let ended = runs
             .iter()
-            .filter(|run| run["status"].as_str().is_some_and(|status| ENDED.contains(&status)))
+            .filter(|run| {
+                run["status"]
+                    .as_str()
+                    .is_some_and(|status| ENDED.contains(&status))
+            })
             .count();
         if ended >= wanted {
             return Ok(runs);
         }
         if Instant::now() >= deadline {
-            bail!("{ended} of {wanted} runs ended within {} s", PATIENCE.as_secs());
+            bail!(
+                "{ended} of {wanted} runs ended within {} s",
+                PATIENCE.as_secs()
+            );
         }
         let seconds = (slot - Utc::now()).num_seconds();
         bar.set_message(if seconds > 0 {
@@ -196,27 +225,47 @@ async fn report(
     receiver: &Receiver,
     bar: &ProgressBar,
 ) -> Result<bool> {
-    let mut table = Table::new(&["prompt", "trigger", "status", "latency", "tokens", "cost (USD)", "delivered"]);
+    let mut table = Table::new(&[
+        "prompt",
+        "trigger",
+        "status",
+        "latency",
+        "tokens",
+        "cost (USD)",
+        "delivered",
+    ]);
     let mut all = true;
     let mut webhooks = 0;
     for run in runs {
         let id = text(run, "id")?;
         let page = client.get(&format!("/v1/runs/{id}/deliveries")).await?;
         let deliveries = page["items"].as_array().cloned().unwrap_or_default();
-        let arrived = deliveries.iter().filter(|one| one["status"] == "delivered").count();
-        webhooks += deliveries.iter().filter(|one| one["kind"] == "webhook").count();
+        let arrived = deliveries
+            .iter()
+            .filter(|one| one["status"] == "delivered")
+            .count();
+        webhooks += deliveries
+            .iter()
+            .filter(|one| one["kind"] == "webhook")
+            .count();
         all &= run["status"] == "succeeded" && arrived == deliveries.len() && arrived > 0;
         let name = prompts
             .iter()
             .find(|prompt| prompt["id"] == run["prompt_id"])
-            .map_or("", |prompt| prompt["prompt_name"].as_str().unwrap_or_default());
+            .map_or("", |prompt| {
+                prompt["prompt_name"].as_str().unwrap_or_default()
+            });
         table.row(&[
             name.to_owned(),
             word(&run["trigger"]),
             word(&run["status"]),
-            run["latency_ms"].as_i64().map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms")),
+            run["latency_ms"]
+                .as_i64()
+                .map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms")),
             word(&run["tokens_used"]),
-            run["cost_usd"].as_f64().map_or_else(|| "-".to_owned(), |cost| format!("{cost:.6}")),
+            run["cost_usd"]
+                .as_f64()
+                .map_or_else(|| "-".to_owned(), |cost| format!("{cost:.6}")),
             format!("{arrived} of {}", deliveries.len()),
         ]);
     }
@@ -243,7 +292,9 @@ fn word(value: &Value) -> String {
 }
 
 fn text<'a>(value: &'a Value, name: &str) -> Result<&'a str> {
-    value[name].as_str().with_context(|| format!("the answer has no {name}"))
+    value[name]
+        .as_str()
+        .with_context(|| format!("the answer has no {name}"))
 }
 
 fn spinner() -> ProgressBar {

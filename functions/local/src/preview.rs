@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use axum::http::HeaderMap;
 use chrono::Utc;
-use management::error::ApiError;
+use management::{error::ApiError, request::RequestId};
 use serde_json::json;
 use shared::schedule::{Preview, Schedule};
 
@@ -37,7 +38,8 @@ pub fn run(args: &PreviewArgs) -> Result<ExitCode> {
         }
         Err(faults) => {
             let faults = faults.into_iter().map(|fault| fault.under("schedule"));
-            let problem = ApiError::validation(faults.collect()).problem();
+            let problem =
+                ApiError::validation(faults.collect()).problem(&RequestId::of(&HeaderMap::new()));
             println!("{}", serde_json::to_string_pretty(&problem)?);
             Ok(ExitCode::from(REFUSED))
         }
@@ -51,7 +53,8 @@ fn print(preview: &Preview) {
         println!("  {}   {}", slot.local, slot.scheduled_for);
     }
     for entry in &preview.eventbridge {
-        println!("EventBridge Scheduler: {} in {}", entry.expression, entry.timezone);
+        let zone = entry.timezone.as_deref().unwrap_or("UTC");
+        println!("EventBridge Scheduler: {} in {zone}", entry.expression);
     }
     for warning in &preview.warnings {
         println!("note ({}): {}", warning.code, warning.detail);

@@ -17,6 +17,7 @@ use executor::{
 };
 use management::{App, AppParts};
 use shared::{
+    api_key::PlatformKeyHash,
     db::{Db, DbConfig, migrate, system},
     env::Environment,
     outbound::Policy,
@@ -89,7 +90,10 @@ impl Service {
     /// When a part cannot start; what had started is stopped.
     pub async fn start(settings: &Settings, say: &dyn Fn(&str)) -> Result<Self> {
         let listener = TcpListener::bind(settings.listen).await.with_context(|| {
-            format!("cannot listen on {}; choose another with --listen", settings.listen)
+            format!(
+                "cannot listen on {}; choose another with --listen",
+                settings.listen
+            )
         })?;
         let providers = ProvidersConfig::from_vars(|name| std::env::var(name).ok(), true)
             .map_err(|faults| anyhow::anyhow!(describe(&faults)))?;
@@ -113,7 +117,7 @@ impl Service {
         say: &dyn Fn(&str),
     ) -> Result<Self> {
         let db = prepare_database(settings, admin_url, say).await?;
-        let sealer = Sealer::from_key_file(&settings.data_dir.join("sealing.key"))?;
+        let sealing_key = settings.data_dir.join("sealing.key");
         let catalog = Catalog::with_extra(&settings.extra_models)
             .map_err(|faults| anyhow::anyhow!(describe(&faults)))?;
         let policy = Policy {
@@ -124,7 +128,7 @@ impl Service {
             db: db.clone(),
             models: Models::new(providers, executor::model::client()?),
             sender: sender(settings, &policy)?,
-            sealer: sealer.clone(),
+            sealer: Sealer::from_key_file(&sealing_key)?,
             catalog: catalog.clone(),
             from: settings.mail_from.parse().context("--mail-from")?,
             lease: settings.lease,
@@ -132,14 +136,14 @@ impl Service {
         let app = App::new(AppParts {
             db: db.clone(),
             queue: queue.clone(),
-            sealer,
+            sealer: Sealer::from_key_file(&sealing_key)?,
             catalog,
             outbound: policy,
             allow_echo: true,
             platform_key: settings
                 .platform_key_sha256
                 .as_deref()
-                .map(str::parse)
+                .map(PlatformKeyHash::parse)
                 .transpose()
                 .map_err(|error| anyhow::anyhow!("CARILLON_PLATFORM_KEY_SHA256: {error}"))?,
             environment: Environment::Local,
@@ -223,7 +227,10 @@ fn role_passwords(settings: &Settings) -> Result<migrate::RolePasswords> {
     }
     Ok(migrate::RolePasswords {
         app: Some(kept_password(&settings.data_dir, "carillon_app.password")?),
-        system: Some(kept_password(&settings.data_dir, "carillon_system.password")?),
+        system: Some(kept_password(
+            &settings.data_dir,
+            "carillon_system.password",
+        )?),
     })
 }
 
@@ -280,7 +287,7 @@ async fn first_tenant(app: &App, settings: &Settings) -> Result<Option<Secret>> 
     }
     let (_, key) = management::bootstrap_tenant(app, "local", &settings.owner_email)
         .await
-        .map_err(|error| anyhow::anyhow!("cannot make the first tenant: {error}"))?;
+        .map_err(|error| anyhow::anyhow!("cannot make the first tenant: {}", error.detail()))?;
     Ok(Some(key))
 }
 

@@ -35,7 +35,7 @@ const RUNS_MAX: i64 = 50;
 /// # Errors
 /// When a part cannot start or stop.
 pub async fn run(settings: Settings) -> Result<ExitCode> {
-    telemetry::init(telemetry::Reader::Person);
+    telemetry::init(telemetry::Reader::Person, "warn");
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let service = tokio::select! {
@@ -66,8 +66,14 @@ fn greet(service: &Service, settings: &Settings) {
     }
     say(&format!("API      {base}/v1/prompts"));
     say(&format!("docs     {base}/docs"));
-    say(&format!("outbox   {}", settings.data_dir.join("outbox").display()));
-    say(&format!("storage  {}", settings.data_dir.join("storage").display()));
+    say(&format!(
+        "outbox   {}",
+        settings.data_dir.join("outbox").display()
+    ));
+    say(&format!(
+        "storage  {}",
+        settings.data_dir.join("storage").display()
+    ));
     say("Ctrl-C stops");
 }
 

@@ -1,9 +1,13 @@
 //! Takes wake-ups from the queue inside this process and runs them, a bounded number at a time.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use executor::Executor;
-use shared::{message::WakeUp, queue::Queue};
+use shared::{db::DbError, message::WakeUp, queue::Queue};
 use tokio::{
     sync::mpsc,
     task::{Id, JoinSet},
@@ -71,7 +75,7 @@ pub async fn sweep(executor: Arc<Executor>, queue: Queue, stop: CancellationToke
 struct UnderWay {
     tasks: JoinSet<WakeUp>,
     names: HashSet<WakeUp>,
-    started: std::collections::HashMap<Id, WakeUp>,
+    started: HashMap<Id, WakeUp>,
 }
 
 impl UnderWay {
@@ -82,8 +86,8 @@ impl UnderWay {
         let executor = Arc::clone(executor);
         let handle = self.tasks.spawn(async move {
             if let Err(error) = executor.handle(wake_up).await {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                error!(%error, cause, "wake-up failed; the sweeper will find the work again");
+                let causes = causes(&error);
+                error!(%error, causes, "wake-up failed; the sweeper will find the work again");
             }
             wake_up
         });
@@ -113,10 +117,22 @@ impl UnderWay {
                 Ok(Some(ended)) => self.forget(ended),
                 Ok(None) => return,
                 Err(_) => {
-                    warn!(left = self.tasks.len(), "running work left; it comes back when its lease ends");
+                    warn!(
+                        left = self.tasks.len(),
+                        "running work left; it comes back when its lease ends"
+                    );
                     return;
                 }
             }
         }
     }
+}
+
+/// What lies behind an error, in one line.
+fn causes(error: &DbError) -> String {
+    let first = std::error::Error::source(error);
+    std::iter::successors(first, |cause| cause.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
 }

@@ -11,9 +11,9 @@ use tokio_postgres::{Client, NoTls};
 
 #[tokio::test]
 async fn data_survives_a_stop_and_a_killed_server() {
-    let folder = open_folder();
+    let folder = open_folder().unwrap();
     let cluster = start(folder.path(), true).await.unwrap();
-    let client = connect(&cluster).await;
+    let client = connect(&cluster).await.unwrap();
     let sql = "create table slots (n int); insert into slots values (1)";
     client.batch_execute(sql).await.unwrap();
     let socket_dir = cluster.socket_dir().to_owned();
@@ -21,7 +21,7 @@ async fn data_survives_a_stop_and_a_killed_server() {
     assert!(!socket_dir.exists(), "the socket folder is left behind");
 
     let cluster = start(folder.path(), true).await.unwrap();
-    let client = connect(&cluster).await;
+    let client = connect(&cluster).await.unwrap();
     let sql = "insert into slots values (2)";
     client.batch_execute(sql).await.unwrap();
     let server = Pid::from_raw(cluster.pid()).unwrap();
@@ -30,7 +30,7 @@ async fn data_survives_a_stop_and_a_killed_server() {
     drop(cluster);
 
     let cluster = start(folder.path(), true).await.unwrap();
-    let client = connect(&cluster).await;
+    let client = connect(&cluster).await.unwrap();
     let row = client
         .query_one("select sum(n) from slots", &[])
         .await
@@ -41,9 +41,9 @@ async fn data_survives_a_stop_and_a_killed_server() {
 
 #[tokio::test]
 async fn the_server_never_runs_as_root_and_never_listens_on_the_network() {
-    let folder = open_folder();
+    let folder = open_folder().unwrap();
     let cluster = start(folder.path(), false).await.unwrap();
-    let client = connect(&cluster).await;
+    let client = connect(&cluster).await.unwrap();
     let row = client
         .query_one("show listen_addresses", &[])
         .await
@@ -69,31 +69,31 @@ async fn the_server_never_runs_as_root_and_never_listens_on_the_network() {
 
 #[tokio::test]
 async fn a_second_process_on_the_same_folder_is_told_so() {
-    let folder = open_folder();
+    let folder = open_folder().unwrap();
     let cluster = start(folder.path(), false).await.unwrap();
     let error = start(folder.path(), false).await.unwrap_err();
     assert!(matches!(error, PostgresError::InUse { .. }), "{error}");
     // The first one goes on.
-    connect(&cluster).await;
+    connect(&cluster).await.unwrap();
     cluster.stop().await.unwrap();
 }
 
 #[tokio::test]
 async fn a_server_left_running_is_stopped_first() {
-    let folder = open_folder();
+    let folder = open_folder().unwrap();
     let first = start(folder.path(), true).await.unwrap();
-    let left_running = connect(&first).await;
+    let left_running = connect(&first).await.unwrap();
     // As if its parent had been killed: the lock is gone, the server is not.
     fs::remove_file(folder.path().join("lock")).unwrap();
     let second = start(folder.path(), true).await.unwrap();
     assert!(left_running.simple_query("select 1").await.is_err());
-    connect(&second).await;
+    connect(&second).await.unwrap();
     second.stop().await.unwrap();
 }
 
 #[tokio::test]
 async fn a_setting_that_postgres_refuses_is_shown_with_its_log() {
-    let folder = open_folder();
+    let folder = open_folder().unwrap();
     let options = Options {
         data_dir: folder.path().to_owned(),
         durable: false,
@@ -109,15 +109,15 @@ async fn a_folder_that_only_root_may_enter_works_too() {
     fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
     let data_dir = folder.path().join("a name with spaces/and 'quotes'");
     let cluster = start(&data_dir, false).await.unwrap();
-    connect(&cluster).await;
+    connect(&cluster).await.unwrap();
     cluster.stop().await.unwrap();
 }
 
 /// A folder that the user nobody may enter, where PostgreSQL's files stay in place.
-fn open_folder() -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
-    folder
+fn open_folder() -> anyhow::Result<TempDir> {
+    let folder = tempfile::tempdir()?;
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
+    Ok(folder)
 }
 
 async fn start(data_dir: &Path, durable: bool) -> Result<Cluster, PostgresError> {
@@ -129,10 +129,8 @@ async fn start(data_dir: &Path, durable: bool) -> Result<Cluster, PostgresError>
     Cluster::start(options).await
 }
 
-async fn connect(cluster: &Cluster) -> Client {
-    let (client, connection) = tokio_postgres::connect(&cluster.superuser_url(), NoTls)
-        .await
-        .unwrap();
+async fn connect(cluster: &Cluster) -> anyhow::Result<Client> {
+    let (client, connection) = tokio_postgres::connect(&cluster.superuser_url(), NoTls).await?;
     tokio::spawn(connection);
-    client
+    Ok(client)
 }

@@ -18,6 +18,9 @@ use crate::{
     run::{DeliveryStatus, RunStatus, RunTrigger},
 };
 
+/// After this many failed attempts a delivery is exhausted; a redelivery has as many again.
+pub const ATTEMPTS_MAX: i32 = 16;
+
 /// A delivery that a sender holds.
 #[derive(Debug, Clone, Copy)]
 pub struct DeliveryClaim {
@@ -403,8 +406,8 @@ pub async fn finish(
         step(
             "-- deliveries::end_run
              UPDATE scheduled_prompt_runs
-                SET status = $2, reason = $3, completed_at = clock_timestamp(),
-                    error_code = $3, error_message = CASE WHEN $3 IS NOT NULL
+                SET status = $2, reason = $3::text, completed_at = clock_timestamp(),
+                    error_code = $3::text, error_message = CASE WHEN $3::text IS NOT NULL
                         THEN 'the output is kept, but not every destination has it' END
               WHERE id = $1 AND $2::text IS NOT NULL AND status IN ('generated', 'failed')",
             &[&run, &status, &end.reason],
@@ -426,7 +429,7 @@ pub async fn finish(
         ),
         step(
             "-- deliveries::note_gone
-             INSERT INTO gone_webhooks (tenant_id, url) SELECT $1, $2 WHERE $2::text IS NOT NULL
+             INSERT INTO gone_webhooks (tenant_id, url) SELECT $1::uuid, $2::text WHERE $2::text IS NOT NULL
              ON CONFLICT (tenant_id, url) DO NOTHING",
             &[&tenant, &settled.gone_url],
         ),
@@ -460,7 +463,7 @@ pub async fn redeliver(tx: &TenantTx, delivery_id: DeliveryId) -> Result<Redeliv
                  SELECT tenant_id, id, status, target FROM deliveries WHERE id = $1 FOR NO KEY UPDATE
              ), queued AS (
                  UPDATE deliveries d
-                    SET status = 'pending', attempts_max = d.attempt + 8,
+                    SET status = 'pending', attempts_max = d.attempt + $2,
                         next_attempt_at = clock_timestamp()
                    FROM found f
                   WHERE d.tenant_id = f.tenant_id AND d.id = f.id
@@ -470,7 +473,7 @@ pub async fn redeliver(tx: &TenantTx, delivery_id: DeliveryId) -> Result<Redeliv
                   WHERE g.tenant_id = f.tenant_id AND g.url = f.target
              )
              SELECT status FROM found",
-            &[&id],
+            &[&id, &ATTEMPTS_MAX],
         )
         .await?;
     let Some(row) = row else {

@@ -231,6 +231,8 @@ impl PromptStatus {
 pub struct Limits {
     /// The database's clock.
     pub now: DateTime<Utc>,
+    /// The address of the user whose prompt it is, or is to be.
+    pub owner_email: Option<String>,
     /// Used where a schedule names no zone.
     pub default_timezone: String,
     /// The shortest distance between two slots.
@@ -350,28 +352,27 @@ impl Order {
     }
 }
 
-/// The tenant's limits.
+/// The tenant's limits. One round trip.
 ///
 /// # Errors
 /// When the database does not answer.
 pub async fn limits(tx: TenantTx) -> Result<Limits, DbError> {
-    let mut rows = only_rows(tx.commit_with(&[step(LIMITS, &[])]).await?);
-    read_limits(rows.next())
+    let mut rows = only_rows(tx.commit_with(&[step(LIMITS, &[&NO_USER])]).await?);
+    read_limits(rows.next().as_ref())
 }
 
-/// The tenant's limits, before a prompt becomes active. Until the transaction ends no other one
-/// gets here: two at once would both find the last place free.
+/// The tenant's limits, before a prompt of this user becomes active. Until the transaction ends no
+/// other one gets here: two at once would both find the last place free.
 ///
 /// # Errors
 /// When the database does not answer, or the lock is not free in time.
-pub async fn limits_to_activate(tx: &TenantTx) -> Result<Limits, DbError> {
-    let tenant = tx.tenant().uuid();
-    let mut rows = only_rows(
-        tx.pipeline(&[step(LOCK_ACTIVE, &[&tenant]), step(LIMITS, &[])])
-            .await?,
-    )
-    .skip(1);
-    read_limits(rows.next())
+pub async fn limits_to_create(tx: &TenantTx, user_id: UserId) -> Result<Limits, DbError> {
+    let (tenant, user_id) = (tx.tenant().uuid(), Some(user_id.uuid()));
+    let results = tx
+        .pipeline(&[step(LOCK_ACTIVE, &[&tenant]), step(LIMITS, &[&user_id])])
+        .await?;
+    let mut rows = only_rows(results).skip(1);
+    read_limits(rows.next().as_ref())
 }
 
 /// The tenant's limits, and a prompt of it that stays as it is until the transaction ends.
@@ -381,36 +382,31 @@ pub async fn limits_to_activate(tx: &TenantTx) -> Result<Limits, DbError> {
 pub async fn get_to_change(
     tx: &TenantTx,
     id: PromptId,
-) -> Result<(Limits, Option<Prompt>), DbError> {
+) -> Result<Option<(Limits, Prompt)>, DbError> {
     let id = id.uuid();
-    let mut rows = only_rows(
-        tx.pipeline(&[step(LIMITS, &[]), step(GET_TO_CHANGE, &[&id])])
-            .await?,
-    );
-    let limits = read_limits(rows.next())?;
-    Ok((limits, rows.next().as_ref().map(read).transpose()?))
+    let results = tx
+        .pipeline(&[step(LIMITS, &[&NO_USER]), step(GET_TO_CHANGE, &[&id])])
+        .await?;
+    read_to_change(only_rows(results))
 }
 
-/// Both [`limits_to_activate`] and [`get_to_change`].
+/// The same, before the prompt becomes active again: with the lock of [`limits_to_create`].
 ///
 /// # Errors
 /// When the database does not answer, or the lock or the row is not free in time.
-pub async fn get_to_activate(
+pub async fn get_to_resume(
     tx: &TenantTx,
     id: PromptId,
-) -> Result<(Limits, Option<Prompt>), DbError> {
+) -> Result<Option<(Limits, Prompt)>, DbError> {
     let (tenant, id) = (tx.tenant().uuid(), id.uuid());
-    let mut rows = only_rows(
-        tx.pipeline(&[
+    let results = tx
+        .pipeline(&[
             step(LOCK_ACTIVE, &[&tenant]),
-            step(LIMITS, &[]),
+            step(LIMITS, &[&NO_USER]),
             step(GET_TO_CHANGE, &[&id]),
         ])
-        .await?,
-    )
-    .skip(1);
-    let limits = read_limits(rows.next())?;
-    Ok((limits, rows.next().as_ref().map(read).transpose()?))
+        .await?;
+    read_to_change(only_rows(results).skip(1))
 }
 
 /// A prompt, whole.
@@ -660,8 +656,12 @@ const FORGET_GONE: &str = "-- prompts::forget_gone
 const LOCK_ACTIVE: &str = "-- prompts::lock_active
      SELECT pg_advisory_xact_lock(hashtextextended('active_prompts ' || $1::uuid, 0))";
 
+const NO_USER: Option<Uuid> = None;
+
+/// $1: the user whose address is wanted, if one is.
 const LIMITS: &str = "-- prompts::limits
-     SELECT clock_timestamp() AS now, t.default_timezone, t.interval_minutes_min, t.active_prompts_max::bigint AS active_prompts_max,
+     SELECT clock_timestamp() AS now, t.default_timezone,
+            (SELECT u.email FROM users u WHERE u.id = $1) AS owner_email, t.interval_minutes_min, t.active_prompts_max::bigint AS active_prompts_max,
             (SELECT count(*) FROM scheduled_prompts p
               WHERE p.status = 'active' AND p.deleted_at IS NULL) AS active_prompts
        FROM tenants t";
@@ -683,7 +683,9 @@ const GET_TO_CHANGE: &str = concat!(
     columns!(),
     ", ",
     stored_spec!(),
-    " AS spec
+    " AS spec,
+            (SELECT u.email FROM users u WHERE u.tenant_id = p.tenant_id AND u.id = p.user_id)
+                AS owner_email
        FROM scheduled_prompts p
       WHERE p.id = $1 AND p.deleted_at IS NULL
         FOR NO KEY UPDATE"
@@ -845,17 +847,29 @@ fn only_rows(results: Vec<Vec<Row>>) -> impl Iterator<Item = Row> {
     results.into_iter().flatten()
 }
 
-fn read_limits(row: Option<Row>) -> Result<Limits, DbError> {
+fn read_to_change(
+    mut rows: impl Iterator<Item = Row>,
+) -> Result<Option<(Limits, Prompt)>, DbError> {
+    let mut limits = read_limits(rows.next().as_ref())?;
+    let Some(row) = rows.next() else {
+        return Ok(None);
+    };
+    limits.owner_email = column(&row, "owner_email")?;
+    Ok(Some((limits, read(&row)?)))
+}
+
+fn read_limits(row: Option<&Row>) -> Result<Limits, DbError> {
     let row = row.ok_or_else(|| DbError::Stored {
         what: "tenant",
         detail: "its row is gone".to_owned(),
     })?;
     Ok(Limits {
-        now: column(&row, "now")?,
-        default_timezone: column(&row, "default_timezone")?,
-        interval_minutes_min: column(&row, "interval_minutes_min")?,
-        active_prompts_max: column(&row, "active_prompts_max")?,
-        active_prompts: column(&row, "active_prompts")?,
+        now: column(row, "now")?,
+        owner_email: column(row, "owner_email")?,
+        default_timezone: column(row, "default_timezone")?,
+        interval_minutes_min: column(row, "interval_minutes_min")?,
+        active_prompts_max: column(row, "active_prompts_max")?,
+        active_prompts: column(row, "active_prompts")?,
     })
 }
 

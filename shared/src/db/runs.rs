@@ -4,6 +4,7 @@
 //! cannot wait for each other. Every write of a claimant names its fence; one that changes no row
 //! is a [`DbError::StaleLease`]. Counters change in the transaction that records the fact.
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
@@ -12,9 +13,11 @@ use uuid::Uuid;
 
 use super::{
     DbError, Param, TenantTx, column,
+    deliveries::ATTEMPTS_MAX,
     tenant_tx::{Step, step},
 };
 use crate::{
+    destination::Kind,
     ids::{AttemptId, DeliveryId, PromptId, RunId, TenantId},
     run::{RunStatus, RunTrigger},
     slots::{Fate, OpenRun, Plan},
@@ -128,6 +131,8 @@ pub struct Claim {
 pub struct Intent {
     /// What the model is given; `None` when it could not be rendered, and the run will fail.
     pub rendered_input: Option<String>,
+    /// The system message beside it.
+    pub rendered_system: Option<String>,
     /// Whose model is called.
     pub provider: &'static str,
     /// The model asked for.
@@ -158,6 +163,7 @@ pub async fn write_plan(
     let attempt_id = AttemptId::new().uuid();
     let none = Intent {
         rendered_input: None,
+        rendered_system: None,
         provider: "",
         model: String::new(),
         lease_ms: 0,
@@ -199,7 +205,7 @@ pub async fn write_plan(
                  UPDATE scheduled_prompt_runs
                     SET status = 'running', fence = 1, attempt = 1, started_at = clock_timestamp(),
                         lease_expires_at = clock_timestamp() + $2::bigint * interval '1 millisecond',
-                        rendered_input = $3, provider = $4, model = $5
+                        rendered_input = $3, provider = $4, model = $5, rendered_system = $6
                   WHERE id = $1 AND status = 'queued'
                  RETURNING id",
                 &[
@@ -208,6 +214,7 @@ pub async fn write_plan(
                     &intent.rendered_input,
                     &intent.provider,
                     &intent.model,
+                    &intent.rendered_system,
                 ],
             ),
             step(
@@ -269,6 +276,8 @@ pub struct LockedRun {
     pub spec: Value,
     /// What an earlier try gave the model.
     pub rendered_input: Option<String>,
+    /// The system message beside it.
+    pub rendered_system: Option<String>,
     /// Tries begun.
     pub attempt: i32,
     /// Tries at the most.
@@ -303,7 +312,7 @@ pub async fn lock(tx: &TenantTx, run_id: RunId) -> Result<Option<LockedRun>, DbE
             step(LOCK_CLAIMS, &[]),
             step(
                 "-- runs::lock
-                 SELECT r.prompt_id, r.status, r.trigger, r.scheduled_for, r.rendered_input, r.fence,
+                 SELECT r.prompt_id, r.status, r.trigger, r.scheduled_for, r.rendered_input, r.rendered_system, r.fence,
                         r.attempt, r.attempts_max, v.spec,
                         r.available_at <= clock_timestamp() AS available,
                         r.lease_expires_at <= clock_timestamp() AS lease_over,
@@ -334,6 +343,7 @@ pub async fn lock(tx: &TenantTx, run_id: RunId) -> Result<Option<LockedRun>, DbE
         scheduled_for: column(run, "scheduled_for")?,
         spec: column(run, "spec")?,
         rendered_input: column(run, "rendered_input")?,
+        rendered_system: column(run, "rendered_system")?,
         attempt: column(run, "attempt")?,
         attempts_max: column(run, "attempts_max")?,
         fence: column(run, "fence")?,
@@ -380,7 +390,7 @@ pub async fn claim(tx: TenantTx, run: &LockedRun, intent: &Intent) -> Result<Cla
                 SET status = 'running', fence = $2, attempt = $3,
                     started_at = coalesce(started_at, clock_timestamp()),
                     lease_expires_at = clock_timestamp() + $4::bigint * interval '1 millisecond',
-                    rendered_input = $5, provider = $6, model = $7
+                    rendered_input = $5, provider = $6, model = $7, rendered_system = $8
               WHERE id = $1",
             &[
                 &id,
@@ -390,6 +400,7 @@ pub async fn claim(tx: TenantTx, run: &LockedRun, intent: &Intent) -> Result<Cla
                 &intent.rendered_input,
                 &intent.provider,
                 &intent.model,
+                &intent.rendered_system,
             ],
         ),
         step(SETTLE_UNKNOWN, &[&id]),
@@ -621,14 +632,14 @@ pub struct NewDelivery {
     pub purpose: &'static str,
     /// Place of the destination in the prompt's list.
     pub position: i32,
-    /// `email`, `webhook` or `storage`.
-    pub kind: &'static str,
+    /// How it goes out.
+    pub kind: Kind,
     /// Addresses, URL or key.
     pub target: String,
     /// The destination as stored.
     pub destination: Value,
     /// The bytes that every attempt sends; `None`: the run's output itself.
-    pub body: Option<Vec<u8>>,
+    pub body: Option<Bytes>,
     /// Attempts at the most.
     pub attempts_max: i32,
 }
@@ -1108,10 +1119,10 @@ pub async fn retry(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
                 step(
                     "-- runs::retry_deliveries
                      UPDATE deliveries
-                        SET status = 'pending', attempts_max = attempt + 8,
+                        SET status = 'pending', attempts_max = attempt + $2,
                             next_attempt_at = clock_timestamp()
                       WHERE run_id = $1 AND purpose = 'output' AND status IN ('exhausted', 'held')",
-                    &[&run],
+                    &[&run, &ATTEMPTS_MAX],
                 ),
                 step(
                     "-- runs::reopen_generated
@@ -1209,15 +1220,15 @@ pub(super) const INSERT_LOG: &str = "-- runs::log
 /// A run's end: $2 successes and $3 failures more, $5 whether it ended, $6 whether that pauses.
 pub(super) const COUNT_END: &str = "-- runs::count_end
     UPDATE scheduled_prompts
-       SET success_count = success_count + $2,
-           failure_count = failure_count + $3,
-           consecutive_failures = CASE WHEN $2 > 0 THEN 0 ELSE consecutive_failures + $3 END,
-           last_status = $4,
+       SET success_count = success_count + $2::int,
+           failure_count = failure_count + $3::int,
+           consecutive_failures = CASE WHEN $2::int > 0 THEN 0 ELSE greatest(consecutive_failures + $3::int, 0) END,
+           last_status = $4::text,
            last_run_at = clock_timestamp(),
-           status = CASE WHEN $6 THEN 'paused' ELSE status END,
-           status_reason = CASE WHEN $6 THEN 'failures' ELSE status_reason END,
-           next_run_at = CASE WHEN $6 THEN NULL ELSE next_run_at END,
-           version = version + CASE WHEN $6 THEN 1 ELSE 0 END
+           status = CASE WHEN $6::boolean THEN 'paused' ELSE status END,
+           status_reason = CASE WHEN $6::boolean THEN 'failures' ELSE status_reason END,
+           next_run_at = CASE WHEN $6::boolean THEN NULL ELSE next_run_at END,
+           version = version + CASE WHEN $6::boolean THEN 1 ELSE 0 END
      WHERE id = $1 AND $5::boolean";
 
 const UNCOUNT_FAILURE: &str = "-- runs::uncount_failure
@@ -1369,7 +1380,7 @@ impl<'a> DeliveryRows<'a> {
             rows.ids.push(delivery.id.uuid());
             rows.purposes.push(delivery.purpose);
             rows.positions.push(delivery.position);
-            rows.kinds.push(delivery.kind);
+            rows.kinds.push(delivery.kind.as_str());
             rows.targets.push(&delivery.target);
             rows.destinations.push(&delivery.destination);
             rows.bodies.push(delivery.body.as_deref());

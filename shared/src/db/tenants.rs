@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{DbError, TenantTx, column, tenant_tx::step};
 use crate::{api_key::Role, ids::UserId};
 
-/// A tenant that is to be made. What is `None` takes the table's default.
+/// A tenant that is to be made; the rest takes the table's defaults, for [`update`] to change.
 #[derive(Debug)]
 pub struct NewTenant<'a> {
     /// Its name.
@@ -16,8 +16,6 @@ pub struct NewTenant<'a> {
     pub owner_email: &'a str,
     /// The secret that signs its webhooks, sealed.
     pub webhook_secret_sealed: &'a [u8],
-    /// IANA name.
-    pub default_timezone: &'a str,
 }
 
 /// Makes the transaction's tenant and its first user.
@@ -30,14 +28,8 @@ pub async fn create(tx: &TenantTx, new: &NewTenant<'_>) -> Result<UserId, DbErro
     tx.pipeline(&[
         step(
             "-- tenants::create
-             INSERT INTO tenants (id, name, default_timezone, webhook_secret_sealed)
-             VALUES ($1, $2, $3, $4)",
-            &[
-                &tenant,
-                &new.name,
-                &new.default_timezone,
-                &new.webhook_secret_sealed,
-            ],
+             INSERT INTO tenants (id, name, webhook_secret_sealed) VALUES ($1, $2, $3)",
+            &[&tenant, &new.name, &new.webhook_secret_sealed],
         ),
         step(
             "-- tenants::create_owner

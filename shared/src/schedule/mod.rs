@@ -14,7 +14,7 @@ mod set;
 mod wall;
 mod warn;
 
-use chrono::{DateTime, Datelike, Duration, NaiveDate, SecondsFormat, Utc};
+use chrono::{DateTime, Duration, SecondsFormat, Utc};
 use chrono_tz::Tz;
 use serde::Serialize;
 use serde_json::Value;
@@ -28,8 +28,11 @@ pub use self::form::{
     OnceSchedule, ScheduleType, WeeklySchedule,
 };
 
-/// The seconds since 1970 after which no slot is looked for: the year 9000.
-const LATEST_TIMESTAMP_S: i64 = 221_845_392_000;
+/// Where the search for slots ends: the year 9000, far enough from the end of what `chrono` counts.
+const LATEST: DateTime<Utc> = match DateTime::from_timestamp(221_845_392_000, 0) {
+    Some(latest) => latest,
+    None => DateTime::UNIX_EPOCH,
+};
 
 const MINUTES_A_DAY: u32 = 24 * 60;
 
@@ -104,6 +107,13 @@ pub struct Preview {
     pub warnings: Vec<Warning>,
 }
 
+/// Two schedules with the same JSON have the same slots.
+impl PartialEq for Schedule {
+    fn eq(&self, other: &Self) -> bool {
+        self.form == other.form
+    }
+}
+
 impl Schedule {
     /// Reads a schedule that a caller sent.
     ///
@@ -170,7 +180,7 @@ impl Schedule {
             .start_at
             .map_or(DateTime::UNIX_EPOCH, |start| start - Duration::seconds(1));
         let after = after.max(before_start);
-        if after.timestamp() > LATEST_TIMESTAMP_S {
+        if after >= LATEST {
             return None;
         }
         let next = match &self.plan {
@@ -241,7 +251,7 @@ impl Schedule {
     /// year after `now`.
     #[must_use]
     pub fn warnings(&self, now: DateTime<Utc>) -> Vec<Warning> {
-        warn::schedule(self, now)
+        warn::schedule(self, now.clamp(DateTime::UNIX_EPOCH, LATEST))
     }
 
     /// The next `count` slots after `after`, with all that can be said about the schedule.
@@ -263,6 +273,20 @@ impl Schedule {
             warnings: self.warnings(after),
         }
     }
+}
+
+/// What a caller sent as a schedule, with this zone if it names none. What is no object stays what it
+/// is, for [`Schedule::parse`] to refuse.
+#[must_use]
+pub fn with_timezone(value: &Value, timezone: Tz) -> Value {
+    let mut value = value.clone();
+    if let Value::Object(schedule) = &mut value {
+        let given = schedule.entry("timezone").or_insert(Value::Null);
+        if given.is_null() {
+            *given = Value::from(timezone.name());
+        }
+    }
+    value
 }
 
 impl Every {
@@ -314,28 +338,33 @@ fn shortest_gap_minutes(cron: &Cron) -> Option<u32> {
     Some(within.map_or(across, |within| within.min(across)))
 }
 
-/// The fewest days between two dates that match, over 28 years, in which every date falls on every
-/// day of the week.
+/// The fewest days between two dates that match, over the 28 years from 2000 on, in which every date
+/// falls on every day of the week.
 fn fewest_days_apart(cron: &Cron) -> Option<u32> {
-    const DAYS: usize = 28 * 366;
-    let mut fewest: Option<u32> = None;
-    let mut since: Option<u32> = None;
-    for date in NaiveDate::from_ymd_opt(2000, 1, 1)?.iter_days().take(DAYS) {
-        since = since.map(|days| days + 1);
-        let day = cron.days.contains(date.day());
-        let weekday = cron
-            .weekdays
-            .contains(date.weekday().num_days_from_sunday());
-        let due = if cron.either_day() {
+    /// 1 January 2000.
+    const SATURDAY: u32 = 6;
+    let either_day = cron.either_day();
+    let months = (2000..2028).flat_map(|year| (1..=12).map(move |month| (year, month)));
+    let dates = months.flat_map(|(year, month)| {
+        let lacking = u32::from(month == 2 && year % 4 != 0);
+        (1..=cron::month_days(month) - lacking).map(move |day| (month, day))
+    });
+    let due = dates.zip(0u32..).filter_map(|((month, day), count)| {
+        let day = cron.days.contains(day);
+        let weekday = cron.weekdays.contains((SATURDAY + count) % 7);
+        let date = if either_day {
             day || weekday
         } else {
             day && weekday
         };
-        if !due || !cron.months.contains(date.month()) {
-            continue;
-        }
-        if let Some(days) = since.replace(0) {
-            fewest = Some(fewest.map_or(days, |fewest| fewest.min(days)));
+        (date && cron.months.contains(month)).then_some(count)
+    });
+    let mut fewest = None;
+    let mut last = None;
+    for count in due {
+        if let Some(last) = last.replace(count) {
+            let days = count - last;
+            fewest = Some(fewest.map_or(days, |fewest: u32| fewest.min(days)));
         }
         if fewest == Some(1) {
             break;

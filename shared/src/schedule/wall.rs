@@ -180,14 +180,14 @@ impl Change {
     }
 }
 
-/// The zone's changes in the 366 days after `from`. Looked for day by day: no zone has two on one.
+/// The zone's changes in the 53 weeks after `from`. Looked for week by week: no zone has two in one.
 pub(super) fn changes_in_year(timezone: Tz, from: DateTime<Utc>) -> Vec<Change> {
-    let day = |n: i64| from + Duration::days(n);
-    (0..366)
+    let week = |n: i64| from + Duration::weeks(n);
+    (0..53)
         .filter(|n| {
-            offset_s(timezone, day(*n).timestamp()) != offset_s(timezone, day(n + 1).timestamp())
+            offset_s(timezone, week(*n).timestamp()) != offset_s(timezone, week(n + 1).timestamp())
         })
-        .map(|n| Change::between(timezone, day(n), day(n + 1)))
+        .map(|n| Change::between(timezone, week(n), week(n + 1)))
         .collect()
 }
 

@@ -13,7 +13,6 @@ use shared::{
     message::WakeUp,
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
-use uuid::Uuid;
 
 use crate::{
     app::App,
@@ -70,6 +69,12 @@ async fn redeliver(
             .wake(wake_up))
     };
     command
-        .run(&app, &caller, Role::Editor, Action::DeliveryRequested, handler)
+        .run(
+            &app,
+            &caller,
+            Role::Editor,
+            Action::DeliveryRequested,
+            handler,
+        )
         .await
 }

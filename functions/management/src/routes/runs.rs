@@ -1,11 +1,6 @@
 //! The routes of runs.
 
-use axum::{
-    Json,
-    extract::State,
-    http::StatusCode,
-    response::Response,
-};
+use axum::{Json, extract::State, http::StatusCode, response::Response};
 use chrono::{DateTime, Utc};
 use shared::{
     api_key::Role,
@@ -21,7 +16,6 @@ use shared::{
     run::{RunStatus, RunTrigger},
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
-use uuid::Uuid;
 
 use crate::{
     app::App,
@@ -162,7 +156,9 @@ async fn retry(
             Changed::Not(status) => {
                 return Err(ApiError::conflict(
                     "run_not_failed",
-                    format!("the run is {status}; only one that failed or timed out can be retried"),
+                    format!(
+                        "the run is {status}; only one that failed or timed out can be retried"
+                    ),
                 ));
             }
             Changed::NoSuchRun => return Err(ApiError::not_found()),
@@ -260,7 +256,9 @@ impl Wanted {
     pub(super) fn read(mut query: Query, prompt_id: Option<PromptId>) -> Result<Self, ApiError> {
         let filter = RunFilter {
             prompt_id,
-            status: query.words("status", RunStatus::ALL, RunStatus::as_str).unwrap_or_default(),
+            status: query
+                .words("status", RunStatus::ALL, RunStatus::as_str)
+                .unwrap_or_default(),
             trigger: query
                 .words("trigger", RunTrigger::ALL, RunTrigger::as_str)
                 .unwrap_or_default(),

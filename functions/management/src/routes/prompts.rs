@@ -1,0 +1,596 @@
+//! The routes of scheduled prompts.
+
+mod change;
+mod preview;
+mod view;
+
+use axum::{
+    Json,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+use shared::{
+    api_key::Role,
+    db::{
+        TenantTx,
+        audit::Action,
+        history::{self, RunSummary},
+        prompts::{self, Filter, Order, Prompt, PromptStatus, Sort},
+        runs::{self, Enqueue},
+    },
+    fields::Fields,
+    ids::{PromptId, UserId},
+    message::WakeUp,
+    prompt::{NAME_CHARS_MAX, PromptBody, PromptPatch, TAG_CHARS_MAX, TAGS_MAX},
+    run::{RunStatus, RunTrigger},
+    schedule::ScheduleType,
+};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use self::{
+    change::{Changed, Edit},
+    view::{PromptSummary, PromptView},
+};
+use super::runs::Wanted;
+use crate::{
+    app::App,
+    auth::Caller,
+    command::{Answer, Command},
+    error::{ApiError, Problem},
+    page::{Cursor, Limit, Page, SortKey},
+    query::Query,
+    request::{IfMatch, PathId},
+};
+
+/// The longest note beside a status, in characters.
+const NOTE_CHARS_MAX: usize = 500;
+
+pub(super) fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(create_prompt, list_prompts))
+        .routes(routes!(preview::preview_schedule))
+        .routes(routes!(
+            get_prompt,
+            replace_prompt,
+            patch_prompt,
+            delete_prompt
+        ))
+        .routes(routes!(pause_prompt))
+        .routes(routes!(resume_prompt))
+        .routes(routes!(cancel_prompt))
+        .routes(routes!(run_prompt))
+        .routes(routes!(list_prompt_runs))
+}
+
+/// Makes a prompt. It is active at once, and its next slot is the first one from now on.
+#[utoipa::path(
+    post, path = "/v1/prompts", tag = "prompts",
+    request_body(content = PromptBody, example = json!({
+        "prompt_name": "Morning brief",
+        "prompt_text": "Write a brief for {{ slot.weekday }}, {{ slot.date }}.",
+        "model": "echo/echo-1",
+        "schedule": { "type": "weekly", "days": ["mon", "fri"], "at": "09:00", "timezone": "Europe/London" },
+        "destinations": [{ "kind": "email", "to": ["ada@example.com"] }],
+    })),
+    responses(
+        (status = 201, description = "The prompt", body = PromptView, headers(
+            ("Location" = String, description = "The prompt's path"),
+            ("ETag" = String, description = "Its version"),
+        )),
+        (status = 409, description = "`external_id_taken`, `too_many_active_prompts`, or an equal request is under way",
+         body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn create_prompt(
+    State(app): State<App>,
+    caller: Caller,
+    query: Query,
+    command: Command,
+) -> Result<Response, ApiError> {
+    query.finish()?;
+    let handler = async |tx: &TenantTx| {
+        let prompt = change::create(&app, tx, caller.user_id(), &command.json()?).await?;
+        let path = format!("/v1/prompts/{}", prompt.id);
+        Ok(answer(StatusCode::CREATED, prompt)?.location(path))
+    };
+    command
+        .run(&app, &caller, Role::Editor, Action::PromptCreated, handler)
+        .await
+}
+
+/// Lists prompts, newest first unless asked otherwise. Without their long texts: `prompt_text`,
+/// `system_text` and `context` come with a single prompt.
+#[utoipa::path(
+    get, path = "/v1/prompts", tag = "prompts",
+    params(
+        ("status" = Option<Vec<PromptStatus>>, Query, description = "Only these statuses; repeat it for several"),
+        ("schedule_type" = Option<Vec<ScheduleType>>, Query, description = "Only these types of schedule; repeat it for several"),
+        ("tag_any" = Option<Vec<String>>, Query, max_items = 20, description = "With at least one of these tags; repeat it for several"),
+        ("tag_all" = Option<Vec<String>>, Query, max_items = 20, description = "With all of these tags; repeat it for several"),
+        ("name_contains" = Option<String>, Query, min_length = 1, max_length = 200, description = "With this text in its name, whatever the case"),
+        ("external_id" = Option<String>, Query, min_length = 1, max_length = 200, description = "With your own id"),
+        ("user_id" = Option<Uuid>, Query, description = "Only this user's"),
+        ("next_run_after" = Option<DateTime<Utc>>, Query, description = "With a next slot at or after this"),
+        ("next_run_before" = Option<DateTime<Utc>>, Query, description = "With a next slot before this"),
+        ("created_after" = Option<DateTime<Utc>>, Query, description = "Made at or after this"),
+        ("created_before" = Option<DateTime<Utc>>, Query, description = "Made before this"),
+        ("sort" = Option<SortBy>, Query, description = "`created` unless given. Prompts without a next slot count as farthest in the future"),
+        ("order" = Option<Order>, Query, description = "`desc` for `created`, else `asc`, unless given"),
+        ("limit" = Option<u8>, Query, minimum = 1, maximum = 100, description = "Items a page; 50 unless given"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses((status = 200, description = "A page of prompts", body = Page<PromptSummary>))
+)]
+async fn list_prompts(
+    State(app): State<App>,
+    caller: Caller,
+    query: Query,
+) -> Result<Json<Page<PromptSummary>>, ApiError> {
+    let list = List::read(query)?;
+    let tx = app.db.tenant(caller.tenant_id()).await?;
+    let rows = prompts::list(tx, &list.filter, &list.sort, list.order, list.limit.fetch()).await?;
+    Ok(Json(list.page(rows)))
+}
+
+/// Reads a prompt.
+#[utoipa::path(
+    get, path = "/v1/prompts/{id}", tag = "prompts",
+    params(("id" = Uuid, Path, description = "The prompt")),
+    responses((status = 200, description = "The prompt", body = PromptView, headers(
+        ("ETag" = String, description = "Its version"),
+    )))
+)]
+async fn get_prompt(
+    State(app): State<App>,
+    caller: Caller,
+    PathId(id): PathId<PromptId>,
+    query: Query,
+) -> Result<Response, ApiError> {
+    query.finish()?;
+    let tx = app.db.tenant(caller.tenant_id()).await?;
+    let prompt = prompts::get(tx, id)
+        .await?
+        .ok_or_else(ApiError::not_found)?;
+    let etag = (header::ETAG, format!("\"{}\"", prompt.version));
+    Ok(([etag], Json(PromptView::from(prompt))).into_response())
+}
+
+/// Puts another prompt in its place. Another schedule counts from now on; the rest leaves the next
+/// slot as it is. Runs that wait keep the version that they were made with.
+#[utoipa::path(
+    put, path = "/v1/prompts/{id}", tag = "prompts",
+    params(
+        ("id" = Uuid, Path, description = "The prompt"),
+        ("If-Match" = Option<String>, Header, description = "Only if the prompt is at the version of this ETag"),
+    ),
+    request_body = PromptBody,
+    responses(
+        (status = 200, description = "The prompt", body = PromptView, headers(
+            ("ETag" = String, description = "Its version"),
+        )),
+        (status = 409, description = "`prompt_ended` or `external_id_taken`", body = Problem,
+         content_type = "application/problem+json"),
+    )
+)]
+async fn replace_prompt(
+    State(app): State<App>,
+    caller: Caller,
+    PathId(id): PathId<PromptId>,
+    if_match: IfMatch,
+    query: Query,
+    command: Command,
+) -> Result<Response, ApiError> {
+    query.finish()?;
+    let handler = async |tx: &TenantTx| {
+        let body = command.json()?;
+        changed(change::edit(&app, tx, id, &if_match, Edit::Replace(&body)).await?)
+    };
+    command
+        .run(&app, &caller, Role::Editor, Action::PromptUpdated, handler)
+        .await
+}
+
+/// Changes some fields of a prompt (RFC 7396): what is absent stays, null takes a field away or
+/// brings back its default. Otherwise like PUT.
+#[utoipa::path(
+    patch, path = "/v1/prompts/{id}", tag = "prompts",
+    params(
+        ("id" = Uuid, Path, description = "The prompt"),
+        ("If-Match" = Option<String>, Header, description = "Only if the prompt is at the version of this ETag"),
+    ),
+    request_body(content = PromptPatch, example = json!({ "prompt_name": "Evening brief", "max_runs": null })),
+    responses(
+        (status = 200, description = "The prompt", body = PromptView, headers(
+            ("ETag" = String, description = "Its version"),
+        )),
+        (status = 409, description = "`prompt_ended` or `external_id_taken`", body = Problem,
+         content_type = "application/problem+json"),
+    )
+)]
+async fn patch_prompt(
+    State(app): State<App>,
+    caller: Caller,
+    PathId(id): PathId<PromptId>,
+    if_match: IfMatch,
+    query: Query,
+    command: Command,
+) -> Result<Response, ApiError> {
+    query.finish()?;
+    let handler = async |tx: &TenantTx| {
+        let patch = command.json()?;
+        changed(change::edit(&app, tx, id, &if_match, Edit::Merge(&patch)).await?)
+    };
+    command
+        .run(&app, &caller, Role::Editor, Action::PromptUpdated, handler)
+        .await
+}
+
+/// Deletes a prompt. Runs that wait are cancelled; those of the past stay readable until they have
+/// served their time. Its `external_id` is free again.
+#[utoipa::path(
+    delete, path = "/v1/prompts/{id}", tag = "prompts",
+    params(("id" = Uuid, Path, description = "The prompt")),
+    responses((status = 204, description = "It is gone"))
+)]
+async fn delete_prompt(
+    State(app): State<App>,
+    caller: Caller,
+    PathId(id): PathId<PromptId>,
+    query: Query,
+    command: Command,
+) -> Result<Response, ApiError> {
+    query.finish()?;
+    let handler = async |tx: &TenantTx| {
+        change::delete(tx, id).await?;
+        Ok(Answer::no_content().about(id.uuid()))
+    };
+    command
+        .run(&app, &caller, Role::Editor, Action::PromptDeleted, handler)
+        .await
+}
+
+/// Pauses a prompt: no slot fires until it is resumed. One that is paused stays as it is.
+#[utoipa::path(
+    post, path = "/v1/prompts/{id}/pause", tag = "prompts",
+    params(("id" = Uuid, Path, description = "The prompt")),
+    request_body(content = Option<NoteBody>, example = json!({ "note": "until the offer ends" })),
+    responses(
+        (status = 200, description = "The prompt", body = PromptView, headers(
+            ("ETag" = String, description = "Its version"),
+        )),
+        (status = 409, description = "`prompt_ended`, or an equal request is under way", body = Problem,
+         content_type = "application/problem+json"),
+    )
+)]
+async fn pause_prompt(
+    State(app): State<App>,
+    caller: Caller,
+    PathId(id): PathId<PromptId>,
+    query: Query,
+    command: Command,
+) -> Result<Response, ApiError> {
+    query.finish()?;
+    let handler = async |tx: &TenantTx| {
+        let body = command.json_or_empty()?;
+        changed(change::pause(tx, id, note(&body)?).await?)
+    };
+    command
+        .run(&app, &caller, Role::Editor, Action::PromptPaused, handler)
+        .await
+}
+
+/// Resumes a paused prompt. Its next slot is the first one from now on: those of the pause are not
+/// made up for. One that is active stays as it is.
+#[utoipa::path(
+    post, path = "/v1/prompts/{id}/resume", tag = "prompts",
+    params(("id" = Uuid, Path, description = "The prompt")),
+    responses(
+        (status = 200, description = "The prompt", body = PromptView, headers(
+            ("ETag" = String, description = "Its version"),
+        )),
+        (status = 409, description = "`prompt_ended`, `no_slot_left`, `max_runs_reached`, \
+            `too_many_active_prompts`, or an equal request is under way", body = Problem,
+         content_type = "application/problem+json"),
+    )
+)]
+async fn resume_prompt(
+    State(app): State<App>,
+    caller: Caller,
+    PathId(id): PathId<PromptId>,
+    query: Query,
+    command: Command,
+) -> Result<Response, ApiError> {
+    query.finish()?;
+    let handler = async |tx: &TenantTx| changed(change::resume(tx, id).await?);
+    command
+        .run(&app, &caller, Role::Editor, Action::PromptResumed, handler)
+        .await
+}
+
+/// Ends a prompt for good. Runs that wait are cancelled too. One that is cancelled stays as it is.
+#[utoipa::path(
+    post, path = "/v1/prompts/{id}/cancel", tag = "prompts",
+    params(("id" = Uuid, Path, description = "The prompt")),
+    request_body(content = Option<NoteBody>, example = json!({ "note": "no longer needed" })),
+    responses(
+        (status = 200, description = "The prompt", body = PromptView, headers(
+            ("ETag" = String, description = "Its version"),
+        )),
+        (status = 409, description = "`prompt_ended`, or an equal request is under way", body = Problem,
+         content_type = "application/problem+json"),
+    )
+)]
+async fn cancel_prompt(
+    State(app): State<App>,
+    caller: Caller,
+    PathId(id): PathId<PromptId>,
+    query: Query,
+    command: Command,
+) -> Result<Response, ApiError> {
+    query.finish()?;
+    let handler = async |tx: &TenantTx| {
+        let body = command.json_or_empty()?;
+        changed(change::cancel(tx, id, note(&body)?).await?)
+    };
+    command
+        .run(
+            &app,
+            &caller,
+            Role::Editor,
+            Action::PromptCancelled,
+            handler,
+        )
+        .await
+}
+
+/// Runs a prompt now, active or paused, beside its schedule. A test run does everything but the
+/// deliveries, and does not count.
+#[utoipa::path(
+    post, path = "/v1/prompts/{id}/run", tag = "prompts",
+    params(("id" = Uuid, Path, description = "The prompt")),
+    request_body(content = Option<RunBody>, example = json!({ "test": true })),
+    responses(
+        (status = 202, description = "The run, which waits for its turn", body = RunSummary, headers(
+            ("Location" = String, description = "The run's path"),
+        )),
+        (status = 409, description = "`prompt_ended`, or an equal request is under way", body = Problem,
+         content_type = "application/problem+json"),
+    )
+)]
+async fn run_prompt(
+    State(app): State<App>,
+    caller: Caller,
+    PathId(id): PathId<PromptId>,
+    query: Query,
+    command: Command,
+) -> Result<Response, ApiError> {
+    query.finish()?;
+    let handler = async |tx: &TenantTx| {
+        let trigger = trigger(&command.json_or_empty()?)?;
+        let run_id = match runs::enqueue(tx, id, trigger).await? {
+            Enqueue::Queued(run_id) => run_id,
+            Enqueue::NoSuchPrompt => return Err(ApiError::not_found()),
+            Enqueue::PromptEnded => {
+                return Err(ApiError::conflict(
+                    "prompt_ended",
+                    "the prompt has ended; create a new one",
+                ));
+            }
+        };
+        let run = super::runs::stored(tx, run_id).await?;
+        let wake_up = WakeUp::Run {
+            tenant_id: tx.tenant(),
+            run_id,
+        };
+        Ok(Answer::json(StatusCode::ACCEPTED, &run)?
+            .location(format!("/v1/runs/{run_id}"))
+            .about(run_id.uuid())
+            .detail(json!({ "prompt_id": id, "trigger": trigger }))
+            .wake(wake_up))
+    };
+    command
+        .run(&app, &caller, Role::Editor, Action::RunRequested, handler)
+        .await
+}
+
+/// Lists the runs of a prompt, newest first unless asked otherwise, without their outputs.
+#[utoipa::path(
+    get, path = "/v1/prompts/{id}/runs", tag = "prompts",
+    params(
+        ("id" = Uuid, Path, description = "The prompt"),
+        ("status" = Option<Vec<RunStatus>>, Query, description = "Only these statuses; repeat it for several"),
+        ("trigger" = Option<Vec<RunTrigger>>, Query, description = "Only what these made; repeat it for several"),
+        ("since" = Option<DateTime<Utc>>, Query, description = "Only runs made at or after this"),
+        ("until" = Option<DateTime<Utc>>, Query, description = "Only runs made before this"),
+        ("order" = Option<Order>, Query, description = "`desc` (newest first) unless given"),
+        ("limit" = Option<u8>, Query, minimum = 1, maximum = 100, description = "Items a page; 50 unless given"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses((status = 200, description = "A page of runs", body = Page<RunSummary>))
+)]
+async fn list_prompt_runs(
+    State(app): State<App>,
+    caller: Caller,
+    PathId(id): PathId<PromptId>,
+    query: Query,
+) -> Result<Json<Page<RunSummary>>, ApiError> {
+    let wanted = Wanted::read(query, None)?;
+    let tx = app.db.tenant(caller.tenant_id()).await?;
+    let rows = history::runs_of_prompt(tx, id, &wanted.filter, &wanted.page)
+        .await?
+        .ok_or_else(ApiError::not_found)?;
+    Ok(Json(wanted.answer(rows)))
+}
+
+/// A word beside a change of status.
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "describes the body; `note` reads it")]
+struct NoteBody {
+    /// Kept as `status_note`.
+    #[schema(max_length = 500, nullable)]
+    note: Option<String>,
+}
+
+fn note(body: &Value) -> Result<Option<&str>, ApiError> {
+    let mut fields = Fields::new(body);
+    let note = fields.optional("note").text(0..=NOTE_CHARS_MAX);
+    Ok(fields.finish(Some(note))?)
+}
+
+/// How a run is to be made.
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "describes the body; `trigger` reads it")]
+struct RunBody {
+    /// Everything but the deliveries; the run does not count.
+    #[schema(default = false, nullable)]
+    test: Option<bool>,
+}
+
+fn trigger(body: &Value) -> Result<RunTrigger, ApiError> {
+    let mut fields = Fields::new(body);
+    let test = fields.optional("test").boolean().unwrap_or(false);
+    let trigger = if test {
+        RunTrigger::Test
+    } else {
+        RunTrigger::Manual
+    };
+    Ok(fields.finish(Some(trigger))?)
+}
+
+fn answer(status: StatusCode, prompt: Prompt) -> Result<Answer, ApiError> {
+    let (id, version) = (prompt.id, prompt.version);
+    Ok(Answer::json(status, &PromptView::from(prompt))?
+        .etag(version)
+        .about(id.uuid()))
+}
+
+fn changed(changed: Changed) -> Result<Answer, ApiError> {
+    let answer = answer(StatusCode::OK, changed.prompt)?;
+    Ok(match changed.fields {
+        Some(fields) => answer.detail(json!({ "fields": fields })),
+        None => answer.unchanged(),
+    })
+}
+
+/// What a list is sorted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
+#[schema(as = PromptSort, rename_all = "snake_case")]
+enum SortBy {
+    /// The time of making.
+    Created,
+    /// The next slot.
+    NextRun,
+    /// The name.
+    Name,
+}
+
+impl SortBy {
+    const ALL: [Self; 3] = [Self::Created, Self::NextRun, Self::Name];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::NextRun => "next_run",
+            Self::Name => "name",
+        }
+    }
+}
+
+/// A list as a caller asked for it.
+struct List {
+    filter: Filter,
+    sort: Sort,
+    order: Order,
+    limit: Limit,
+    scope: &'static str,
+}
+
+impl List {
+    fn read(mut query: Query) -> Result<Self, ApiError> {
+        let filter = Filter {
+            status: query
+                .words("status", &PromptStatus::ALL, PromptStatus::as_str)
+                .unwrap_or_default(),
+            schedule_type: query
+                .words("schedule_type", &ScheduleType::ALL, ScheduleType::as_str)
+                .unwrap_or_default(),
+            tags_any: query
+                .texts("tag_any", TAGS_MAX, TAG_CHARS_MAX)
+                .unwrap_or_default(),
+            tags_all: query
+                .texts("tag_all", TAGS_MAX, TAG_CHARS_MAX)
+                .unwrap_or_default(),
+            name_contains: query.text("name_contains", NAME_CHARS_MAX),
+            external_id: query.text("external_id", NAME_CHARS_MAX),
+            user_id: query.id::<UserId>("user_id"),
+            next_run_before: query.instant("next_run_before"),
+            next_run_after: query.instant("next_run_after"),
+            created_before: query.instant("created_before"),
+            created_after: query.instant("created_after"),
+        };
+        let sort_by = query
+            .word("sort", &SortBy::ALL, SortBy::as_str)
+            .unwrap_or(SortBy::Created);
+        let order = query
+            .word("order", Order::ALL, Order::as_str)
+            .unwrap_or(match sort_by {
+                SortBy::Created => Order::Desc,
+                SortBy::NextRun | SortBy::Name => Order::Asc,
+            });
+        let scope = scope(sort_by, order);
+        let sort = match sort_by {
+            SortBy::Created => Sort::Created(place(&mut query, scope)),
+            SortBy::NextRun => Sort::NextRun(place(&mut query, scope)),
+            SortBy::Name => Sort::Name(place(&mut query, scope)),
+        };
+        let limit = query.limit();
+        query.finish()?;
+        Ok(Self {
+            filter,
+            sort,
+            order,
+            limit,
+            scope,
+        })
+    }
+
+    fn page(&self, rows: Vec<Prompt>) -> Page<PromptSummary> {
+        match self.sort {
+            Sort::Created(_) => self.page_by(rows, |prompt| prompt.created_at),
+            Sort::NextRun(_) => self.page_by(rows, |prompt| prompt.next_run_at),
+            Sort::Name(_) => self.page_by(rows, |prompt| {
+                let name = prompt.spec.get("prompt_name").and_then(Value::as_str);
+                name.unwrap_or_default().to_owned()
+            }),
+        }
+    }
+
+    fn page_by<K: SortKey>(
+        &self,
+        rows: Vec<Prompt>,
+        key: impl Fn(&Prompt) -> K,
+    ) -> Page<PromptSummary> {
+        let place = |prompt: &Prompt| (key(prompt), prompt.id.uuid());
+        Page::new(rows, self.limit, self.scope, place, PromptSummary::from)
+    }
+}
+
+/// A cursor is of one sort and one order.
+fn scope(sort_by: SortBy, order: Order) -> &'static str {
+    match (sort_by, order) {
+        (SortBy::Created, Order::Asc) => "prompts_created_asc",
+        (SortBy::Created, Order::Desc) => "prompts_created_desc",
+        (SortBy::NextRun, Order::Asc) => "prompts_next_run_asc",
+        (SortBy::NextRun, Order::Desc) => "prompts_next_run_desc",
+        (SortBy::Name, Order::Asc) => "prompts_name_asc",
+        (SortBy::Name, Order::Desc) => "prompts_name_desc",
+    }
+}
+
+fn place<K: SortKey>(query: &mut Query, scope: &str) -> Option<(K, PromptId)> {
+    let Cursor { key, id } = query.cursor::<K>(scope)?;
+    Some((key, PromptId::from(id)))
+}
