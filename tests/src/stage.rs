@@ -143,7 +143,6 @@ pub async fn tenant(db: &Db, name: &str) -> Result<Tenant> {
             name,
             owner_email: &owner_email,
             webhook_secret_sealed: name.as_bytes(),
-            default_timezone: "UTC",
         },
     )
     .await?;

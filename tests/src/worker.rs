@@ -4,6 +4,7 @@
 //! It decides nothing that the executor does not decide.
 
 use anyhow::Result;
+use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ use shared::db::{
         NextStep, Recorded, Tokens,
     },
 };
+use shared::destination::Kind;
 use shared::ids::{DeliveryId, PromptId, RunId, TenantId};
 use shared::prompt::{Misfire, Overlap};
 use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
@@ -31,6 +33,7 @@ const DEFER_MS: i64 = 0;
 pub fn intent(lease_ms: i64) -> Intent {
     Intent {
         rendered_input: Some("say something".to_owned()),
+        rendered_system: None,
         provider: "echo",
         model: "echo".to_owned(),
         lease_ms,
@@ -204,10 +207,10 @@ pub fn new_delivery(position: i32, target: &str) -> NewDelivery {
         id: DeliveryId::new(),
         purpose: "output",
         position,
-        kind: "webhook",
+        kind: Kind::Webhook,
         target: target.to_owned(),
         destination: json!({"kind": "webhook", "url": target}),
-        body: Some(b"{}".to_vec()),
+        body: Some(Bytes::from_static(b"{}")),
         attempts_max: 8,
     }
 }

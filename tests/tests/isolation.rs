@@ -36,7 +36,7 @@ use tests::stage::{self, Stage, Tenant, config, prompt, role_url, spec, tenant};
 use tests::tap::Tap;
 use tests::worker::{
     LONG_MS, answer, enqueue, failure, fire, intent, plan, resume, settle, settle_as, settled,
-    succeed, take_delivery,
+    succeed,
 };
 use tests::{connect, database_url};
 use tokio_postgres::{Client, error::SqlState};
@@ -547,17 +547,16 @@ async fn prompt_read_case(name: &str, world: &World) {
     let actives = world.stage.count(actives).await.unwrap();
     match name {
         "limits" => assert_eq!(prompts::limits(tx).await.unwrap().active_prompts, actives),
-        "limits_to_activate" => {
-            let limits = prompts::limits_to_activate(&tx).await.unwrap();
+        "limits_to_create" => {
+            let limits = prompts::limits_to_create(&tx, b.tenant.user).await.unwrap();
             assert_eq!(limits.active_prompts, actives);
+            assert_eq!(limits.owner_email, None);
         }
         "get_to_change" => {
-            let (limits, found) = prompts::get_to_change(&tx, b.due).await.unwrap();
-            assert_eq!((limits.active_prompts, found), (actives, None));
+            assert!(prompts::get_to_change(&tx, b.due).await.unwrap().is_none());
         }
-        "get_to_activate" => {
-            let (limits, found) = prompts::get_to_activate(&tx, b.due).await.unwrap();
-            assert_eq!((limits.active_prompts, found), (actives, None));
+        "get_to_resume" => {
+            assert!(prompts::get_to_resume(&tx, b.due).await.unwrap().is_none());
         }
         "get" => assert_eq!(prompts::get(tx, b.due).await.unwrap(), None),
         "list" => {
@@ -791,7 +790,6 @@ async fn tenant_case(name: &str, world: &World) {
                 name: "b",
                 owner_email: &world.b.email,
                 webhook_secret_sealed: b"other",
-                default_timezone: "UTC",
             };
             let refused = tenants::create(&tx, &new).await.unwrap_err();
             assert_eq!(refused.unique_violation(), Some("tenants_pkey"));
@@ -815,8 +813,10 @@ async fn tenant_case(name: &str, world: &World) {
             assert_eq!(owner, Some(world.a.tenant.user));
         }
         "webhook_secrets" => {
+            // A's were rotated just now, B's never.
+            tenants::rotate_webhook_secret(&tx, b"newer").await.unwrap();
             let secrets = tenants::webhook_secrets(&tx).await.unwrap();
-            assert!(secrets.previous_valid_until.is_none());
+            assert!(secrets.rotated_at.is_some());
         }
         "rotate_webhook_secret" => {
             tenants::rotate_webhook_secret(&tx, b"new").await.unwrap();

@@ -510,24 +510,22 @@ pub async fn previous_output(
     .map_or(Ok(None), |row| column(&row, "output"))
 }
 
-/// Holds a claim for longer. Two round trips.
+/// Holds a claim for longer. Ends the transaction. One round trip.
 ///
 /// # Errors
 /// `DbError::StaleLease` when somebody else holds the run, or a caller cancelled it.
 pub async fn renew(tx: TenantTx, claim: &Claim, lease_ms: i64) -> Result<(), DbError> {
-    let changed = tx
-        .execute(
+    let results = tx
+        .commit_with(&[step(
             "-- runs::renew
              UPDATE scheduled_prompt_runs
                 SET lease_expires_at = clock_timestamp() + $3::bigint * interval '1 millisecond'
-              WHERE id = $1 AND fence = $2 AND status = 'running'",
+              WHERE id = $1 AND fence = $2 AND status = 'running'
+             RETURNING id",
             &[&claim.run_id.uuid(), &claim.fence, &lease_ms],
-        )
+        )])
         .await?;
-    if changed == 0 {
-        return Err(DbError::StaleLease);
-    }
-    tx.commit().await
+    one_changed(&results)
 }
 
 /// A model's answer, as it is kept.
@@ -1447,6 +1445,14 @@ fn has_capacity(row: &Row) -> Result<bool, DbError> {
 fn runs_left(max_runs: Option<i32>, run_count: i64, queued: usize) -> Option<u64> {
     let taken = run_count.saturating_add(i64::try_from(queued).unwrap_or(i64::MAX));
     max_runs.map(|max| u64::try_from(i64::from(max).saturating_sub(taken)).unwrap_or(0))
+}
+
+/// Whether the first statement of a pipeline changed its row.
+pub(super) fn one_changed(results: &[Vec<Row>]) -> Result<(), DbError> {
+    match results.first().map(Vec::as_slice) {
+        Some([_]) => Ok(()),
+        _ => Err(DbError::StaleLease),
+    }
 }
 
 fn four(results: &[Vec<Row>]) -> Result<[&[Row]; 4], DbError> {

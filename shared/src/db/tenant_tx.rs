@@ -94,24 +94,13 @@ impl TenantTx {
 
     /// Runs a statement without a result and says how many rows it changed.
     pub(super) async fn execute(&self, sql: &str, params: &[Param<'_>]) -> Result<u64, DbError> {
-        let statement = self.connection()?.prepare_cached(sql).await?;
         let connection = self.connection()?;
+        let prepared = connection.prepare_cached(sql).await;
+        let statement = self.watch(prepared.map_err(DbError::from))?;
         let opening = self.opening();
         let (opened, changed) =
             futures_util::join!(opening, connection.execute(&statement, params));
         self.watch(opened.and_then(|()| Ok(changed?)))
-    }
-
-    /// Runs a statement that must change exactly one row.
-    pub(super) async fn execute_one(&self, sql: &str, params: &[Param<'_>]) -> Result<(), DbError> {
-        match self.execute(sql, params).await? {
-            1 => Ok(()),
-            changed => Err(DbError::RowCount {
-                statement: name_of(sql),
-                expected: 1,
-                changed,
-            }),
-        }
     }
 
     /// Sends statements together and gives their rows in the same order.
@@ -151,10 +140,20 @@ impl TenantTx {
                 steps
                     .iter()
                     .zip(&statements)
-                    .map(|(step, statement)| connection.query(statement, step.params)),
+                    .map(async |(step, statement)| {
+                        let rows = connection.query(statement, step.params).await;
+                        self.watch(rows.map_err(DbError::from))
+                    }),
             );
-            let (opened, results, committed) =
-                futures_util::join!(opening, sent, connection.batch_execute("COMMIT"));
+            // Polled last, when every statement is on its way, or was refused before it was sent:
+            // the server would not know of that one, and keep the others.
+            let commit = async {
+                match self.state.load(Ordering::Relaxed) {
+                    FAILED => Err(DbError::Aborted),
+                    _ => Ok(connection.batch_execute("COMMIT").await?),
+                }
+            };
+            let (opened, results, committed) = futures_util::join!(opening, sent, commit);
             opened?;
             // A commit after a failed statement answers without an error and keeps nothing.
             let results = results.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -191,7 +190,9 @@ impl TenantTx {
 
     async fn prepare(&self, steps: &[Step<'_>]) -> Result<Vec<Statement>, DbError> {
         let connection = self.connection()?;
-        Ok(try_join_all(steps.iter().map(|step| connection.prepare_cached(step.sql))).await?)
+        let prepared = try_join_all(steps.iter().map(|step| connection.prepare_cached(step.sql)));
+        // Inside a transaction a refused text has ended it as a refused statement has.
+        self.watch(prepared.await.map_err(DbError::from))
     }
 
     fn connection(&self) -> Result<&Object, DbError> {
