@@ -152,7 +152,9 @@ async fn side(stage: &Stage, name: &str) -> Side {
     let third = due_prompt(db, tenant, &json!({})).await;
     let claim = fire(db, tenant.id, third, LONG_MS).await.unwrap().unwrap();
     let sent = succeed(db, &claim, 2).await.unwrap();
-    settle(db, &sent[1], DeliveryStatus::Retrying).await.unwrap();
+    settle(db, &sent[1], DeliveryStatus::Retrying)
+        .await
+        .unwrap();
     Side {
         tenant,
         email,
@@ -196,7 +198,8 @@ async fn due_prompt(db: &Db, tenant: Tenant, changes: &Value) -> PromptId {
 }
 
 async fn set_due(stage: &Stage, prompt: PromptId) {
-    let sql = "UPDATE scheduled_prompts SET next_run_at = now() - interval '1 second' WHERE id = $1";
+    let sql =
+        "UPDATE scheduled_prompts SET next_run_at = now() - interval '1 second' WHERE id = $1";
     let changed = stage.admin.execute(sql, &[&prompt.uuid()]).await.unwrap();
     assert_eq!(changed, 1);
 }
@@ -255,7 +258,11 @@ async fn tenant_tables(admin: &Client) -> Vec<(String, &'static str)> {
     rows.iter()
         .map(|row| row.get::<_, String>(0))
         .map(|table| {
-            let column = if table == "tenants" { "id" } else { "tenant_id" };
+            let column = if table == "tenants" {
+                "id"
+            } else {
+                "tenant_id"
+            };
             (table, column)
         })
         .collect()
@@ -303,12 +310,23 @@ async fn no_function_reaches_another_tenant() {
     // B's rows were there to be changed: the same calls by B itself do it.
     let b = world.stage.tx(world.b.tenant.id).await.unwrap();
     let expired = retention::expire(b, 10).await.unwrap();
-    assert_eq!((expired.runs, expired.idempotency_keys, expired.prompts), (1, 1, 1));
+    assert_eq!(
+        (expired.runs, expired.idempotency_keys, expired.prompts),
+        (1, 1, 1)
+    );
     let b = world.stage.tx(world.b.tenant.id).await.unwrap();
-    assert_eq!(runs::cancel_queued(&b, world.b.due, "test").await.unwrap(), 1);
-    let redelivered = deliveries::redeliver(&b, world.b.sending.delivery_id).await.unwrap();
+    assert_eq!(
+        runs::cancel_queued(&b, world.b.due, "test").await.unwrap(),
+        1
+    );
+    let redelivered = deliveries::redeliver(&b, world.b.sending.delivery_id)
+        .await
+        .unwrap();
     assert_eq!(redelivered, Redeliver::UnderWay(DeliveryStatus::Sending));
-    assert_eq!(auth::revoke_key(&b, world.b.key).await.unwrap(), Revoke::Revoked);
+    assert_eq!(
+        auth::revoke_key(&b, world.b.key).await.unwrap(),
+        Revoke::Revoked
+    );
     assert!(prompts::tombstone(&b, world.b.due).await.unwrap());
     b.commit().await.unwrap();
 }
@@ -464,7 +482,9 @@ async fn history_case(name: &str, world: &World) {
     match name {
         "runs" => {
             let of_b = [b.queued, b.failed, b.running.run_id, b.generated];
-            let found = history::runs(tx, &RunFilter::default(), &page).await.unwrap();
+            let found = history::runs(tx, &RunFilter::default(), &page)
+                .await
+                .unwrap();
             assert!(!found.is_empty());
             assert!(found.iter().all(|run| !of_b.contains(&run.id)));
             let filter = RunFilter {
@@ -528,7 +548,12 @@ async fn idempotency_case(name: &str, world: &World) {
             let begun = idempotency::begin(&tx, a_has_none, &HASH).await.unwrap();
             assert!(matches!(begun, Begin::Fresh), "{begun:?}");
             let sql = "DELETE FROM idempotency_keys WHERE key = $1";
-            world.stage.admin.execute(sql, &[&a_has_none]).await.unwrap();
+            world
+                .stage
+                .admin
+                .execute(sql, &[&a_has_none])
+                .await
+                .unwrap();
         }
         "commit" => {
             let event = event(Some(world.b.due.uuid()));
@@ -577,7 +602,11 @@ async fn prompt_read_case(name: &str, world: &World) {
                 let found = prompts::list(world.a().await, &filter, &sort, Order::Desc, 100).await;
                 let found = found.unwrap();
                 assert!(!found.is_empty());
-                assert!(found.iter().all(|prompt| prompt.user_id == world.a.tenant.user));
+                assert!(
+                    found
+                        .iter()
+                        .all(|prompt| prompt.user_id == world.a.tenant.user)
+                );
             }
         }
         _ => no_case("prompts", name),
@@ -672,11 +701,15 @@ async fn run_claim_case(name: &str, world: &World) {
         }
         "defer" => {
             let locked = world.run_of_b().await;
-            runs::defer(world.a().await, &locked, LONG_MS).await.unwrap();
+            runs::defer(world.a().await, &locked, LONG_MS)
+                .await
+                .unwrap();
         }
         "skip_over_limit" => {
             let locked = world.run_of_b().await;
-            runs::skip_over_limit(world.a().await, &locked).await.unwrap();
+            runs::skip_over_limit(world.a().await, &locked)
+                .await
+                .unwrap();
         }
         _ => no_case("runs", name),
     }
@@ -724,9 +757,7 @@ async fn run_record_case(name: &str, world: &World) {
         "record_failure" => stale(runs::record_failure(&tx, claim, &failed).await),
         "finish_output" => {
             let recorded = world
-                .of_b(async |b| {
-                    runs::record_output(b, claim, &answer, RunStatus::Succeeded).await
-                })
+                .of_b(async |b| runs::record_output(b, claim, &answer, RunStatus::Succeeded).await)
                 .await
                 .unwrap();
             runs::finish_output(tx, claim, &recorded, &answer, RunStatus::Succeeded, &[], 1)
@@ -761,8 +792,16 @@ async fn system_case(name: &str, world: &World) {
         }
         "due_prompts" => {
             let prompt_id = b.due;
-            let wake_up = WakeUp::Prompt { tenant_id, prompt_id };
-            assert!(system::due_prompts(db, 100).await.unwrap().contains(&wake_up));
+            let wake_up = WakeUp::Prompt {
+                tenant_id,
+                prompt_id,
+            };
+            assert!(
+                system::due_prompts(db, 100)
+                    .await
+                    .unwrap()
+                    .contains(&wake_up)
+            );
         }
         "due_runs" => {
             let run_id = b.queued;
@@ -771,12 +810,25 @@ async fn system_case(name: &str, world: &World) {
         }
         "due_deliveries" => {
             let delivery_id = b.waiting;
-            let wake_up = WakeUp::Delivery { tenant_id, delivery_id };
-            assert!(system::due_deliveries(db, 100).await.unwrap().contains(&wake_up));
+            let wake_up = WakeUp::Delivery {
+                tenant_id,
+                delivery_id,
+            };
+            assert!(
+                system::due_deliveries(db, 100)
+                    .await
+                    .unwrap()
+                    .contains(&wake_up)
+            );
         }
         "tenants" => {
-            let found = system::tenants(db, Some(world.a.tenant.id), 100).await.unwrap();
-            assert_eq!(found.iter().map(|one| one.id).collect::<Vec<_>>(), [tenant_id]);
+            let found = system::tenants(db, Some(world.a.tenant.id), 100)
+                .await
+                .unwrap();
+            assert_eq!(
+                found.iter().map(|one| one.id).collect::<Vec<_>>(),
+                [tenant_id]
+            );
         }
         _ => no_case("system", name),
     }
@@ -871,13 +923,22 @@ fn row_count<T>(result: Result<T, DbError>) {
 #[tokio::test]
 async fn without_a_tenant_there_are_no_rows_and_none_can_be_made() {
     let world = World::new().await;
-    let app = connect(&role_url(&world.stage.name, "carillon_app")).await.unwrap();
+    let app = connect(&role_url(&world.stage.name, "carillon_app"))
+        .await
+        .unwrap();
     // Never set, and set once before: the two read differently.
-    for prepare in ["SELECT 1", "BEGIN; SET LOCAL app.current_tenant_id = 'x'; COMMIT"] {
+    for prepare in [
+        "SELECT 1",
+        "BEGIN; SET LOCAL app.current_tenant_id = 'x'; COMMIT",
+    ] {
         app.batch_execute(prepare).await.unwrap();
         for (table, column) in tenant_tables(&world.stage.admin).await {
             let sql = format!("SELECT count(*) FROM {table}");
-            assert_eq!(app.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0), 0, "{table}");
+            assert_eq!(
+                app.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0),
+                0,
+                "{table}"
+            );
             if table != "audit_events" {
                 let sql = format!("UPDATE {table} SET {column} = {column}");
                 assert_eq!(app.execute(&sql, &[]).await.unwrap(), 0, "{table}");
@@ -893,7 +954,9 @@ async fn without_a_tenant_there_are_no_rows_and_none_can_be_made() {
 #[tokio::test]
 async fn a_row_for_another_tenant_is_refused() {
     let world = World::new().await;
-    let app = connect(&role_url(&world.stage.name, "carillon_app")).await.unwrap();
+    let app = connect(&role_url(&world.stage.name, "carillon_app"))
+        .await
+        .unwrap();
     let (a, b) = (world.a.tenant.id, world.b.tenant.id);
     let set = format!("SET app.current_tenant_id = '{a}'");
     app.batch_execute(&set).await.unwrap();
@@ -936,7 +999,11 @@ async fn insert(
 
 fn refused(result: Result<u64, tokio_postgres::Error>, table: &str) {
     let error = result.expect_err(table);
-    assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{table}: {error:?}");
+    assert_eq!(
+        error.code(),
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE),
+        "{table}: {error:?}"
+    );
 }
 
 /// A pool of one connection, so that each borrower meets what the one before it left.
@@ -957,11 +1024,19 @@ async fn next_borrower_is_clean(tap: &Tap, db: &Db, world: &World, after: &str) 
     let tx = tokio::time::timeout(Duration::from_secs(20), db.tenant(world.b.tenant.id)).await;
     let tx = tx.unwrap().unwrap();
     let connection = tap.connections() - 1;
-    assert_eq!(state(tap, connection).await.as_deref(), Some("/false"), "{after}");
+    assert_eq!(
+        state(tap, connection).await.as_deref(),
+        Some("/false"),
+        "{after}"
+    );
     let tenant = tenants::get(&tx).await.unwrap().unwrap();
     assert_eq!(tenant.name, "b", "{after}");
     tx.commit().await.unwrap();
-    assert_eq!(state(tap, connection).await.as_deref(), Some("/false"), "{after}");
+    assert_eq!(
+        state(tap, connection).await.as_deref(),
+        Some("/false"),
+        "{after}"
+    );
 }
 
 #[tokio::test]
@@ -994,11 +1069,16 @@ async fn the_next_borrower_of_a_connection_finds_nothing() {
     next_borrower_is_clean(&tap, &db, &world, "a rollback").await;
 
     // Somebody locks the prompt, so that the statement below is under way when its future goes.
-    let sql = format!("BEGIN; SELECT FROM scheduled_prompts WHERE id = '{}' FOR UPDATE", world.a.due);
+    let sql = format!(
+        "BEGIN; SELECT FROM scheduled_prompts WHERE id = '{}' FOR UPDATE",
+        world.a.due
+    );
     world.stage.admin.batch_execute(&sql).await.unwrap();
     let tx = db.tenant(a).await.unwrap();
     let limit = Duration::from_millis(300);
-    tokio::time::timeout(limit, runs::lock_due(&tx, world.a.due)).await.unwrap_err();
+    tokio::time::timeout(limit, runs::lock_due(&tx, world.a.due))
+        .await
+        .unwrap_err();
     drop(tx);
     next_borrower_is_clean(&tap, &db, &world, "a dropped future").await;
     world.stage.admin.batch_execute("ROLLBACK").await.unwrap();
@@ -1035,18 +1115,41 @@ async fn roles_that_could_pass_the_wall_are_refused_at_start() {
     admin.batch_execute(&create).await.unwrap();
     let mut found = Vec::new();
     for (give, take, named) in [
-        ("ALTER ROLE $1 SUPERUSER", "ALTER ROLE $1 NOSUPERUSER", "bypasses"),
-        ("ALTER ROLE $1 BYPASSRLS", "ALTER ROLE $1 NOBYPASSRLS", "bypasses"),
-        ("ALTER ROLE $1 CREATEROLE", "ALTER ROLE $1 NOCREATEROLE", "make itself"),
-        ("GRANT carillon_owner TO $1", "REVOKE carillon_owner FROM $1", "owns"),
+        (
+            "ALTER ROLE $1 SUPERUSER",
+            "ALTER ROLE $1 NOSUPERUSER",
+            "bypasses",
+        ),
+        (
+            "ALTER ROLE $1 BYPASSRLS",
+            "ALTER ROLE $1 NOBYPASSRLS",
+            "bypasses",
+        ),
+        (
+            "ALTER ROLE $1 CREATEROLE",
+            "ALTER ROLE $1 NOCREATEROLE",
+            "make itself",
+        ),
+        (
+            "GRANT carillon_owner TO $1",
+            "REVOKE carillon_owner FROM $1",
+            "owns",
+        ),
         (
             "GRANT carillon_definer TO $1",
             "REVOKE carillon_definer FROM $1",
             "is a member of carillon_definer",
         ),
-        ("GRANT postgres TO $1", "REVOKE postgres FROM $1", "bypasses"),
+        (
+            "GRANT postgres TO $1",
+            "REVOKE postgres FROM $1",
+            "bypasses",
+        ),
     ] {
-        admin.batch_execute(&give.replace("$1", &role)).await.unwrap();
+        admin
+            .batch_execute(&give.replace("$1", &role))
+            .await
+            .unwrap();
         let mut as_app = config(&name, 1);
         as_app.app_url = Secret::new(role_url(&name, &role));
         let mut as_system = config(&name, 1);
@@ -1054,7 +1157,10 @@ async fn roles_that_could_pass_the_wall_are_refused_at_start() {
         for config in [as_app, as_system] {
             found.push((give, named, Db::connect(&config).await.err()));
         }
-        admin.batch_execute(&take.replace("$1", &role)).await.unwrap();
+        admin
+            .batch_execute(&take.replace("$1", &role))
+            .await
+            .unwrap();
     }
     let drop = format!("DROP ROLE {role}");
     admin.batch_execute(&drop).await.unwrap();
@@ -1088,7 +1194,10 @@ async fn two_migrations_at_once_both_succeed() {
 #[tokio::test]
 async fn a_migration_that_was_changed_after_it_was_applied_is_refused() {
     for (change, names) in [
-        ("UPDATE refinery_schema_history SET checksum = '1' WHERE version = 2", "V2__tenants"),
+        (
+            "UPDATE refinery_schema_history SET checksum = '1' WHERE version = 2",
+            "V2__tenants",
+        ),
         (
             "INSERT INTO refinery_schema_history (version, name, applied_on, checksum)
              VALUES (99, 'unknown', '2026-01-01T00:00:00Z', '1')",
@@ -1099,7 +1208,9 @@ async fn a_migration_that_was_changed_after_it_was_applied_is_refused() {
         let admin = connect(&database_url(&name)).await.unwrap();
         admin.batch_execute(change).await.unwrap();
         let url = Secret::new(database_url(&name));
-        let error = migrate::run(&url, &RolePasswords::default()).await.unwrap_err();
+        let error = migrate::run(&url, &RolePasswords::default())
+            .await
+            .unwrap_err();
         assert!(matches!(error, DbError::Migration(_)), "{error:?}");
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert!(cause.contains(names), "{cause}");

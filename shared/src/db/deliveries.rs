@@ -414,6 +414,14 @@ pub async fn finish(
             &[&run, &status, &end.reason],
         ),
         step(
+            runs::DROP_PAUSED_SLOT,
+            &[
+                &end.prompt_id.uuid(),
+                &RunId::new().uuid(),
+                &(end.pauses && counted.ends),
+            ],
+        ),
+        step(
             runs::COUNT_END,
             &[
                 &end.prompt_id.uuid(),

@@ -133,33 +133,31 @@ impl TenantTx {
             _ => {}
         }
         let statements = self.prepare(steps).await?;
-        let results = {
-            let connection = self.connection()?;
-            let opening = self.opening();
-            let sent = join_all(
-                steps
-                    .iter()
-                    .zip(&statements)
-                    .map(async |(step, statement)| {
+        let results =
+            {
+                let connection = self.connection()?;
+                let opening = self.opening();
+                let sent = join_all(steps.iter().zip(&statements).map(
+                    async |(step, statement)| {
                         let rows = connection.query(statement, step.params).await;
                         self.watch(rows.map_err(DbError::from))
-                    }),
-            );
-            // Polled last, when every statement is on its way, or was refused before it was sent:
-            // the server would not know of that one, and keep the others.
-            let commit = async {
-                match self.state.load(Ordering::Relaxed) {
-                    FAILED => Err(DbError::Aborted),
-                    _ => Ok(connection.batch_execute("COMMIT").await?),
-                }
+                    },
+                ));
+                // Polled last, when every statement is on its way, or was refused before it was sent:
+                // the server would not know of that one, and keep the others.
+                let commit = async {
+                    match self.state.load(Ordering::Relaxed) {
+                        FAILED => Err(DbError::Aborted),
+                        _ => Ok(connection.batch_execute("COMMIT").await?),
+                    }
+                };
+                let (opened, results, committed) = futures_util::join!(opening, sent, commit);
+                opened?;
+                // A commit after a failed statement answers without an error and keeps nothing.
+                let results = results.into_iter().collect::<Result<Vec<_>, _>>()?;
+                committed?;
+                results
             };
-            let (opened, results, committed) = futures_util::join!(opening, sent, commit);
-            opened?;
-            // A commit after a failed statement answers without an error and keeps nothing.
-            let results = results.into_iter().collect::<Result<Vec<_>, _>>()?;
-            committed?;
-            results
-        };
         drop(self.connection.take());
         Ok(results)
     }
