@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, Write},
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
     time::Duration,
 };
 
@@ -66,6 +66,7 @@ impl Api {
     }
 
     async fn with_platform_key(platform_key: Option<&str>) -> Self {
+        LazyLock::force(&LOG);
         let migrated = async |url: String| {
             migrate::run(&Secret::new(url), &migrate::RolePasswords::default()).await?;
             Ok(())
@@ -101,6 +102,13 @@ impl Api {
             sql,
             database,
         }
+    }
+
+    async fn another_connection(&self) -> Client {
+        let url = tests::database_url(&self.database);
+        let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
     }
 
     async fn send(&self, request: Request<Body>) -> Reply {
@@ -168,10 +176,7 @@ impl Reply {
         assert_eq!(body["type"], format!("urn:carillon:problem:{code}"));
         assert_eq!(body["title"], code.replace('_', " "));
         assert_eq!(body["status"], self.status.as_u16());
-        assert_eq!(
-            body["request_id"],
-            self.headers["x-request-id"].to_str().unwrap()
-        );
+        assert_eq!(body["request_id"], self.request_id());
         let detail = text(&body["detail"]);
         assert!(!detail.is_empty() && !detail.ends_with('.'), "{detail}");
         let known = [
@@ -185,6 +190,10 @@ impl Reply {
         ];
         assert!(body.keys().all(|name| known.contains(&name.as_str())));
         (self.status.as_u16(), code)
+    }
+
+    fn request_id(&self) -> String {
+        self.headers["x-request-id"].to_str().unwrap().to_owned()
     }
 
     /// The field and code of every fault.
@@ -378,31 +387,24 @@ async fn without_its_database_the_api_says_so() {
 async fn the_log_tells_of_a_request_but_not_what_it_holds() {
     let api = Api::new().await;
     let tenant = api.tenant("logged").await;
-    let lines = Lines::default();
-    let subscriber = tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(lines.clone())
-        .finish();
     let body = json!({"name": "private-name", "role": "viewer", "email": "private@logged.example"});
-    let listening = tracing::subscriber::set_default(subscriber);
     let made = api
         .repeat("/v1/api-keys", &tenant.owner, &body, "private-repeat")
         .await;
-    api.post("/v1/api-keys", &tenant.owner, &json!({"private-field": 1}))
-        .await;
-    api.get("/private-path?private=query", &tenant.owner).await;
-    drop(listening);
-    let log = lines.text();
+    let refused = json!({"private-field": 1});
+    let refused = api.post("/v1/api-keys", &tenant.owner, &refused).await;
+    let lost = api.get("/private-path?private=query", &tenant.owner).await;
+    let ids = [&made, &refused, &lost].map(Reply::request_id);
+    let log = LOG.text();
     assert!(!log.contains("private"), "{log}");
     for key in [&tenant.owner, &text(&made.body["key"])] {
         assert!(!log.contains(&key[key.len() - 64..]), "{log}");
     }
+    // All tests of this program write to one log.
     let answered: Vec<Value> = log
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
-        .filter(|line: &Value| line["message"] == "request answered")
+        .filter(|line: &Value| ids.iter().any(|id| line["span"]["request.id"] == **id))
         .collect();
     assert_eq!(answered.len(), 3, "{log}");
     assert_eq!(answered[0]["http.status"], 201);
@@ -412,10 +414,7 @@ async fn the_log_tells_of_a_request_but_not_what_it_holds() {
     assert_eq!(answered[0]["span"]["http.method"], "POST");
     assert_eq!(answered[0]["span"]["tenant.id"], tenant.id);
     assert_eq!(answered[0]["span"]["api_key.id"], id_of(&tenant.owner));
-    assert_eq!(
-        answered[0]["span"]["request.id"],
-        made.headers["x-request-id"].to_str().unwrap()
-    );
+    assert_eq!(answered[0]["message"], "request answered");
     assert_eq!(answered[1]["error.code"], "validation_failed");
     assert_eq!(answered[2]["span"]["http.route"], "none");
 }
@@ -423,6 +422,18 @@ async fn the_log_tells_of_a_request_but_not_what_it_holds() {
 /// What was logged.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
+
+/// A thread's own subscriber would miss what another thread has switched off: there is one for all.
+static LOG: LazyLock<Lines> = LazyLock::new(|| {
+    let lines = Lines::default();
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(lines.clone())
+        .init();
+    lines
+});
 
 impl Lines {
     fn text(&self) -> String {
@@ -821,11 +832,7 @@ async fn a_caller_who_hangs_up_leaves_nothing_behind() {
     let tenant = api.tenant("hangup").await;
     let body = json!({"name": "hung", "role": "viewer"});
     // Another transaction holds the table, so that the request waits in the middle of its own.
-    let (mut blocker, connection) =
-        tokio_postgres::connect(&tests::database_url(&api.database), NoTls)
-            .await
-            .unwrap();
-    tokio::spawn(connection);
+    let mut blocker = api.another_connection().await;
     let block = blocker.transaction().await.unwrap();
     block
         .batch_execute("LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE")
@@ -943,10 +950,20 @@ async fn the_last_owner_key_stays() {
     let reply = delete(&tenant.owner, &tenant.owner).await;
     assert_eq!(reply.problem(), (409, "last_owner_key".into()));
     let second = api.key(&tenant.owner, "owner").await;
-    // Two at once, each of which could go alone.
-    let (one, other) = tokio::join!(
+    assert_eq!(api.get("/v1/tenant", &second).await.status, 200);
+    // Two at once, each of which could go alone: both wait for their rows, then both go on.
+    let mut blocker = api.another_connection().await;
+    let block = blocker.transaction().await.unwrap();
+    let lock = "SELECT id FROM api_keys WHERE role = 'owner' FOR UPDATE";
+    assert_eq!(block.query(lock, &[]).await.unwrap().len(), 2);
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        block.commit().await.unwrap();
+    };
+    let (one, other, ()) = tokio::join!(
         delete(&second, &tenant.owner),
-        delete(&tenant.owner, &second)
+        delete(&tenant.owner, &second),
+        release
     );
     let works = [&tenant.owner, &second].map(|key| api.get("/v1/tenant", key));
     let works = futures_util::future::join_all(works).await;
@@ -1383,6 +1400,7 @@ async fn every_operation_is_documented_with_its_refusals() {
     assert_eq!(schemes["api_key"]["scheme"], "bearer");
     assert_eq!(schemes["platform_key"]["scheme"], "bearer");
     let mut frame = BTreeMap::new();
+    let mut names = BTreeSet::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
             let statuses: Vec<&str> = operation["responses"]
@@ -1391,6 +1409,10 @@ async fn every_operation_is_documented_with_its_refusals() {
                 .keys()
                 .map(String::as_str)
                 .collect();
+            assert!(
+                names.insert(text(&operation["operationId"])),
+                "{method} {path}"
+            );
             let security = match operation.get("security") {
                 Some(security) => security[0].as_object().unwrap().keys().next().unwrap(),
                 None => "none",

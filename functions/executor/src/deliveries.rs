@@ -273,7 +273,16 @@ async fn attempt(
         ));
     };
     let signing = match held.kind {
-        Kind::Webhook => Some(open(executor, held.claim.tenant_id, secrets)?),
+        Kind::Webhook => match open(executor, held.claim.tenant_id, secrets) {
+            None => {
+                return Err(settled(
+                    DeliveryStatus::Exhausted,
+                    "signing_secret_unreadable",
+                    "the signing secret cannot be read; rotate it and redeliver",
+                ));
+            }
+            opened => opened,
+        },
         Kind::Email | Kind::Storage => None,
     };
     let target = match (held.kind, &signing) {
@@ -410,7 +419,7 @@ fn open(
     executor: &Executor,
     tenant_id: TenantId,
     sealed: &SealedSecrets,
-) -> Result<SigningSecrets, Settled> {
+) -> Option<SigningSecrets> {
     let open = |blob: &[u8]| {
         executor
             .sealer
@@ -423,13 +432,9 @@ fn open(
     };
     let Some(current) = open(&sealed.current) else {
         error!(tenant.id = %tenant_id, "webhook secret cannot be opened with this sealing key");
-        return Err(settled(
-            DeliveryStatus::Exhausted,
-            "signing_secret_unreadable",
-            "the signing secret cannot be read; rotate it and redeliver",
-        ));
+        return None;
     };
-    Ok(SigningSecrets {
+    Some(SigningSecrets {
         current,
         previous: sealed.previous.as_deref().and_then(open),
     })

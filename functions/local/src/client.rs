@@ -10,7 +10,7 @@ use shared::secret::Secret;
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Calls the API with a key.
-pub struct Client {
+pub(crate) struct Client {
     http: reqwest::Client,
     base: String,
     key: Secret,
@@ -21,7 +21,7 @@ impl Client {
     ///
     /// # Errors
     /// When the system's TLS cannot be prepared.
-    pub fn new(address: SocketAddr, key: &Secret) -> Result<Self> {
+    pub(crate) fn new(address: SocketAddr, key: &Secret) -> Result<Self> {
         Ok(Self {
             http: reqwest::Client::builder()
                 .timeout(TIMEOUT)
@@ -36,7 +36,7 @@ impl Client {
     ///
     /// # Errors
     /// When the answer is not a success; its text is in the error.
-    pub async fn get(&self, path: &str) -> Result<Value> {
+    pub(crate) async fn get(&self, path: &str) -> Result<Value> {
         self.send(self.http.get(format!("{}{path}", self.base)), path)
             .await
     }
@@ -45,7 +45,7 @@ impl Client {
     ///
     /// # Errors
     /// When the answer is not a success; its text is in the error.
-    pub async fn post(&self, path: &str, body: &Value) -> Result<Value> {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Value> {
         self.send(
             self.http.post(format!("{}{path}", self.base)).json(body),
             path,

@@ -44,7 +44,11 @@ const ENDED: [&str; 6] = [
 ///
 /// # Errors
 /// When the demo cannot be carried out.
-pub async fn run(settings: Settings, examples: &Path, model: Option<&str>) -> Result<ExitCode> {
+pub(crate) async fn run(
+    settings: Settings,
+    examples: &Path,
+    model: Option<&str>,
+) -> Result<ExitCode> {
     telemetry::init(telemetry::Reader::Person, "warn");
     let prompts = read_examples(examples)?;
     empty(&settings.data_dir)?;
@@ -287,7 +291,7 @@ fn word(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
-        other => other.to_string(),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
     }
 }
 

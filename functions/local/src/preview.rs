@@ -19,7 +19,7 @@ const REFUSED: u8 = 2;
 /// # Errors
 /// When the answer cannot be written.
 #[expect(clippy::print_stdout, reason = "the command's answer")]
-pub fn run(args: &PreviewArgs) -> Result<ExitCode> {
+pub(crate) fn run(args: &PreviewArgs) -> Result<ExitCode> {
     let now = Utc::now();
     let schedule = json!({
         "type": "cron",

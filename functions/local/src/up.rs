@@ -34,7 +34,7 @@ const RUNS_MAX: i64 = 50;
 ///
 /// # Errors
 /// When a part cannot start or stop.
-pub async fn run(settings: Settings) -> Result<ExitCode> {
+pub(crate) async fn run(settings: Settings) -> Result<ExitCode> {
     telemetry::init(telemetry::Reader::Person, "warn");
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;

@@ -51,12 +51,13 @@ impl DbError {
     /// The unique constraint or index that a statement ran into.
     #[must_use]
     pub fn unique_violation(&self) -> Option<&str> {
-        match self {
-            Self::Statement(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
-                error.as_db_error().and_then(|db| db.constraint())
-            }
-            _ => None,
-        }
+        let Self::Statement(error) = self else {
+            return None;
+        };
+        error
+            .as_db_error()
+            .filter(|db| *db.code() == SqlState::UNIQUE_VIOLATION)
+            .and_then(|db| db.constraint())
     }
 
     /// Whether the same call may succeed a moment later: no connection, a lock or a time-out.

@@ -17,6 +17,7 @@ pub mod prompts;
 pub mod retention;
 pub mod runs;
 pub mod system;
+pub mod takeover;
 mod tenant_tx;
 pub mod tenants;
 

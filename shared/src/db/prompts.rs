@@ -375,7 +375,8 @@ pub async fn limits_to_create(tx: &TenantTx, user_id: UserId) -> Result<Limits, 
     read_limits(rows.next().as_ref())
 }
 
-/// The tenant's limits, and a prompt of it that stays as it is until the transaction ends.
+/// The tenant's limits, and a prompt of it that stays as it is until the transaction ends. One round
+/// trip.
 ///
 /// # Errors
 /// When the database does not answer, or the row is not free in time.
@@ -385,9 +386,13 @@ pub async fn get_to_change(
 ) -> Result<Option<(Limits, Prompt)>, DbError> {
     let id = id.uuid();
     let results = tx
-        .pipeline(&[step(LIMITS, &[&NO_USER]), step(GET_TO_CHANGE, &[&id])])
+        .pipeline(&[
+            step(LOCK, &[&id]),
+            step(LIMITS, &[&NO_USER]),
+            step(GET_TO_CHANGE, &[&id]),
+        ])
         .await?;
-    read_to_change(only_rows(results))
+    read_to_change(results)
 }
 
 /// The same, before the prompt becomes active again: with the lock of [`limits_to_create`].
@@ -402,11 +407,12 @@ pub async fn get_to_resume(
     let results = tx
         .pipeline(&[
             step(LOCK_ACTIVE, &[&tenant]),
+            step(LOCK, &[&id]),
             step(LIMITS, &[&NO_USER]),
             step(GET_TO_CHANGE, &[&id]),
         ])
         .await?;
-    read_to_change(only_rows(results).skip(1))
+    read_to_change(results)
 }
 
 /// A prompt, whole.
@@ -677,6 +683,13 @@ const GET: &str = concat!(
       WHERE p.id = $1 AND p.deleted_at IS NULL"
 );
 
+/// Locks and nothing else. A statement that had to wait sees the locked row as it is now, but every
+/// other row as it was before the wait: what belongs together is read by the statement after it.
+const LOCK: &str = "-- prompts::lock
+     SELECT p.id FROM scheduled_prompts p
+      WHERE p.id = $1 AND p.deleted_at IS NULL
+        FOR NO KEY UPDATE";
+
 const GET_TO_CHANGE: &str = concat!(
     "-- prompts::get_to_change
      SELECT ",
@@ -687,8 +700,7 @@ const GET_TO_CHANGE: &str = concat!(
             (SELECT u.email FROM users u WHERE u.tenant_id = p.tenant_id AND u.id = p.user_id)
                 AS owner_email
        FROM scheduled_prompts p
-      WHERE p.id = $1 AND p.deleted_at IS NULL
-        FOR NO KEY UPDATE"
+      WHERE p.id = $1 AND p.deleted_at IS NULL"
 );
 
 const LIST_CREATED_ASC: &str = list!("created_asc", "true", "p.created_at", ">", "ASC");
@@ -847,15 +859,17 @@ fn only_rows(results: Vec<Vec<Row>>) -> impl Iterator<Item = Row> {
     results.into_iter().flatten()
 }
 
-fn read_to_change(
-    mut rows: impl Iterator<Item = Row>,
-) -> Result<Option<(Limits, Prompt)>, DbError> {
-    let mut limits = read_limits(rows.next().as_ref())?;
-    let Some(row) = rows.next() else {
+/// Of results that end with those of [`LIMITS`] and [`GET_TO_CHANGE`].
+fn read_to_change(results: Vec<Vec<Row>>) -> Result<Option<(Limits, Prompt)>, DbError> {
+    let [.., limits, prompt] = results.as_slice() else {
+        return Err(DbError::Aborted);
+    };
+    let mut limits = read_limits(limits.first())?;
+    let Some(row) = prompt.first() else {
         return Ok(None);
     };
-    limits.owner_email = column(&row, "owner_email")?;
-    Ok(Some((limits, read(&row)?)))
+    limits.owner_email = column(row, "owner_email")?;
+    Ok(Some((limits, read(row)?)))
 }
 
 fn read_limits(row: Option<&Row>) -> Result<Limits, DbError> {

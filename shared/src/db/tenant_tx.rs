@@ -102,18 +102,6 @@ impl TenantTx {
         self.watch(opened.and_then(|()| Ok(changed?)))
     }
 
-    /// Runs a statement that must change exactly one row.
-    pub(super) async fn execute_one(&self, sql: &str, params: &[Param<'_>]) -> Result<(), DbError> {
-        match self.execute(sql, params).await? {
-            1 => Ok(()),
-            changed => Err(DbError::RowCount {
-                statement: name_of(sql),
-                expected: 1,
-                changed,
-            }),
-        }
-    }
-
     /// Sends statements together and gives their rows in the same order.
     pub(super) async fn pipeline(&self, steps: &[Step<'_>]) -> Result<Vec<Vec<Row>>, DbError> {
         let statements = self.prepare(steps).await?;

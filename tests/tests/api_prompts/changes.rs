@@ -1,5 +1,7 @@
 //! Making, changing and ending prompts.
 
+use std::time::Duration;
+
 use chrono::{TimeDelta, Utc};
 use serde_json::{Value, json};
 use shared::message::WakeUp;
@@ -224,24 +226,55 @@ async fn a_stale_version_changes_nothing() {
 }
 
 #[tokio::test]
-async fn of_two_changes_of_one_version_one_wins() {
+async fn of_changes_of_one_version_that_wait_for_each_other_one_wins() {
     let world = World::new().await;
     let tenant = world.tenant("ada").await;
     let made = world.prompt(&tenant.key, json!({})).await;
     let path = format!("/v1/prompts/{}", text(&made["id"]));
-    let change = async |name: &str| {
+    let change = async |name: &str, etag: &str| {
         let body = Some(json!({ "prompt_name": name }));
-        let headers = [("if-match", "\"1\"")];
-        world
+        let headers = [("if-match", etag)];
+        let reply = world
             .send_with(&tenant.key, "PATCH", &path, body, &headers)
-            .await
-            .status
-            .as_u16()
+            .await;
+        reply.status.as_u16()
     };
-    let (a, b, c) = tokio::join!(change("a"), change("b"), change("c"));
-    let mut statuses = [a, b, c];
+    world
+        .admin
+        .batch_execute("BEGIN; SELECT id FROM scheduled_prompts FOR UPDATE")
+        .await
+        .unwrap();
+    let release = async {
+        let waiting = "SELECT count(*) AS n FROM pg_stat_activity
+                        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        for _ in 0..1_000 {
+            // A transaction looks at the activity once, unless told otherwise.
+            world
+                .admin
+                .batch_execute("SELECT pg_stat_clear_snapshot()")
+                .await
+                .unwrap();
+            if world.one(waiting, &[]).await["n"] == 3 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        world.admin.batch_execute("COMMIT").await.unwrap();
+    };
+    let (a, b, anyway, ()) = tokio::join!(
+        change("a", "\"1\""),
+        change("b", "\"1\""),
+        change("c", "*"),
+        release
+    );
+    // The one that takes any version may come before both.
+    let mut statuses = [a, b];
     statuses.sort_unstable();
-    assert_eq!(statuses, [200, 412, 412]);
+    assert!([[200, 412], [412, 412]].contains(&statuses), "{statuses:?}");
+    assert_eq!(anyway, 200);
+    let changes = statuses.iter().filter(|status| **status == 200).count() + 1;
+    let read = world.get(&tenant.key, &path).await;
+    assert_eq!(read.body["version"], 1 + changes);
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ async fn four_prompts(world: &World) -> (Tenant, Vec<Uuid>) {
         world
             .sql(
                 "UPDATE scheduled_prompts SET created_at = '2026-01-01T00:00:00Z'::timestamptz
-                        + $2 * interval '1 minute' WHERE id = $1",
+                        + $2::integer * interval '1 minute' WHERE id = $1",
                 &[&ids[ids.len() - 1], &minute],
             )
             .await;

@@ -20,8 +20,8 @@ pub async fn insert_run(
             "INSERT INTO scheduled_prompt_runs
                     (tenant_id, id, prompt_id, scheduled_for, trigger, status, attempts_max,
                      prompt_version, created_at, completed_at)
-             VALUES ($1, $2, $3, '2026-01-01T00:00:00Z'::timestamptz + $5 * interval '1 minute',
-                     'schedule', $4, 4, 1, '2026-01-01T00:00:00Z'::timestamptz + $5 * interval '1 minute',
+             VALUES ($1, $2, $3, '2026-01-01T00:00:00Z'::timestamptz + $5::integer * interval '1 minute',
+                     'schedule', $4, 4, 1, '2026-01-01T00:00:00Z'::timestamptz + $5::integer * interval '1 minute',
                      CASE WHEN $4 NOT IN ('queued', 'running', 'generated') THEN now() END)",
             &[&tenant.id, &run_id, &prompt_id, &status, &minute],
         )

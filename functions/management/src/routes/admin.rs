@@ -123,7 +123,7 @@ async fn list_tenants(
 
 /// Gets a tenant as its owner sees it.
 #[utoipa::path(
-    get, path = "/v1/admin/tenants/{id}", tag = "admin", params(("id" = TenantId, Path)),
+    get, path = "/v1/admin/tenants/{id}", operation_id = "get_any_tenant", tag = "admin", params(("id" = TenantId, Path)),
     responses((status = 200, body = TenantView))
 )]
 async fn get_tenant(
