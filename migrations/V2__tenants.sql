@@ -99,7 +99,7 @@ CREATE TABLE audit_events (
     PRIMARY KEY (tenant_id, id)
 );
 CREATE INDEX audit_events_newest ON audit_events (tenant_id, at DESC, id DESC);
-CREATE INDEX audit_events_target ON audit_events (tenant_id, target_id, at DESC);
+CREATE INDEX audit_events_target ON audit_events (tenant_id, target_id, at DESC, id DESC);
 COMMENT ON TABLE audit_events IS 'Who did what to which object; append-only.';
 COMMENT ON COLUMN audit_events.tenant_id IS 'The tenant.';
 COMMENT ON COLUMN audit_events.id IS 'UUIDv7.';

@@ -18,11 +18,11 @@ use executor::{
 use management::{App, AppParts};
 use shared::{
     api_key::PlatformKeyHash,
-    db::{Db, DbConfig, migrate, system},
+    db::{Db, DbConfig, migrate, system, takeover},
     env::Environment,
     outbound::Policy,
     price::Catalog,
-    queue::Queue,
+    queue::{Queue, WakeUps},
     seal::Sealer,
     secret::Secret,
 };
@@ -209,6 +209,15 @@ async fn prepare_database(
     if !applied.is_empty() {
         say(&format!("applied {} migrations", applied.len()));
     }
+    // The data folder's lock says that nobody else works on a private database.
+    if settings.database_url.is_none() {
+        let ended = takeover::end_leases(admin_url).await?;
+        if ended > 0 {
+            say(&format!(
+                "taking over {ended} runs and deliveries that were under way"
+            ));
+        }
+    }
     let connections = settings.workers + 8;
     Ok(Db::connect(&DbConfig {
         app_url: as_role(admin_url, "carillon_app", passwords.app.as_ref())?,
@@ -297,7 +306,7 @@ fn spawn(
     app: App,
     executor: Arc<Executor>,
     queue: Queue,
-    wake_ups: tokio::sync::mpsc::Receiver<shared::message::WakeUp>,
+    wake_ups: WakeUps,
     stop: &CancellationToken,
 ) -> Vec<JoinHandle<()>> {
     let http_stop = stop.clone();

@@ -1,16 +1,15 @@
 //! Takes wake-ups from the queue inside this process and runs them, a bounded number at a time.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use executor::Executor;
-use shared::{db::DbError, message::WakeUp, queue::Queue};
+use shared::{
+    db::DbError,
+    message::WakeUp,
+    queue::{Queue, WakeUps},
+};
 use tokio::{
-    sync::mpsc,
-    task::{Id, JoinSet},
+    task::{JoinError, JoinSet},
     time::{Instant, MissedTickBehavior, interval, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -26,24 +25,26 @@ const EXPIRE_PERIOD: Duration = Duration::from_secs(60);
 /// comes back when its lease ends.
 pub(crate) async fn work(
     executor: Arc<Executor>,
-    mut wake_ups: mpsc::Receiver<WakeUp>,
+    mut wake_ups: WakeUps,
     at_once: usize,
     stop: CancellationToken,
     grace: Duration,
 ) {
-    let mut under_way = UnderWay::default();
+    let mut under_way = JoinSet::new();
     loop {
-        let has_room = under_way.tasks.len() < at_once;
+        let has_room = under_way.len() < at_once;
         tokio::select! {
             () = stop.cancelled() => break,
-            Some(ended) = under_way.tasks.join_next_with_id() => under_way.forget(ended),
-            wake_up = wake_ups.recv(), if has_room => match wake_up {
-                Some(wake_up) => under_way.start(&executor, wake_up),
+            Some(ended) = under_way.join_next() => note(ended),
+            wake_up = wake_ups.next(), if has_room => match wake_up {
+                Some(wake_up) => {
+                    under_way.spawn(handle(executor.clone(), wake_up));
+                }
                 None => break,
             },
         }
     }
-    under_way.finish(grace).await;
+    finish(under_way, grace).await;
 }
 
 /// Looks for due work every second, and once a minute for what retention lets go.
@@ -69,62 +70,34 @@ pub(crate) async fn sweep(executor: Arc<Executor>, queue: Queue, stop: Cancellat
     }
 }
 
-/// Wake-ups that are being looked at. The same one does not start twice at once: that would only
-/// wait for the lock.
-#[derive(Default)]
-struct UnderWay {
-    tasks: JoinSet<WakeUp>,
-    names: HashSet<WakeUp>,
-    started: HashMap<Id, WakeUp>,
+async fn handle(executor: Arc<Executor>, wake_up: WakeUp) {
+    if let Err(error) = executor.handle(wake_up).await {
+        let causes = causes(&error);
+        error!(%error, causes, "wake-up failed; the sweeper will find the work again");
+    }
 }
 
-impl UnderWay {
-    fn start(&mut self, executor: &Arc<Executor>, wake_up: WakeUp) {
-        if !self.names.insert(wake_up) {
-            return;
-        }
-        let executor = Arc::clone(executor);
-        let handle = self.tasks.spawn(async move {
-            if let Err(error) = executor.handle(wake_up).await {
-                let causes = causes(&error);
-                error!(%error, causes, "wake-up failed; the sweeper will find the work again");
-            }
-            wake_up
-        });
-        self.started.insert(handle.id(), wake_up);
+async fn finish(mut under_way: JoinSet<()>, grace: Duration) {
+    if !under_way.is_empty() {
+        info!(under_way = under_way.len(), "letting running work finish");
     }
-
-    fn forget(&mut self, ended: Result<(Id, WakeUp), tokio::task::JoinError>) {
-        let id = match ended {
-            Ok((id, _)) => id,
-            Err(error) => {
-                error!(%error, "a run's task panicked; its lease will end");
-                error.id()
+    let deadline = Instant::now() + grace;
+    loop {
+        match timeout_at(deadline, under_way.join_next()).await {
+            Ok(Some(ended)) => note(ended),
+            Ok(None) => return,
+            Err(_) => {
+                let left = under_way.len();
+                warn!(left, "running work left; it comes back when its lease ends");
+                return;
             }
-        };
-        if let Some(wake_up) = self.started.remove(&id) {
-            self.names.remove(&wake_up);
         }
     }
+}
 
-    async fn finish(mut self, grace: Duration) {
-        if !self.tasks.is_empty() {
-            info!(under_way = self.tasks.len(), "letting running work finish");
-        }
-        let deadline = Instant::now() + grace;
-        loop {
-            match timeout_at(deadline, self.tasks.join_next_with_id()).await {
-                Ok(Some(ended)) => self.forget(ended),
-                Ok(None) => return,
-                Err(_) => {
-                    warn!(
-                        left = self.tasks.len(),
-                        "running work left; it comes back when its lease ends"
-                    );
-                    return;
-                }
-            }
-        }
+fn note(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        error!(%error, "a wake-up's task panicked; what it held comes back when its lease ends");
     }
 }
 

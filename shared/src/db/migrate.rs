@@ -55,7 +55,7 @@ pub async fn run(admin_url: &Secret, passwords: &RolePasswords) -> Result<Vec<St
         .collect())
 }
 
-async fn connect(url: &Secret) -> Result<Client, DbError> {
+pub(super) async fn connect(url: &Secret) -> Result<Client, DbError> {
     let mut config: tokio_postgres::Config = url
         .expose()
         .parse()
