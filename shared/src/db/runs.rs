@@ -64,13 +64,21 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
         .pipeline(&[
             step(
                 "-- runs::lock_due
+                 SELECT p.id FROM scheduled_prompts p
+                  WHERE p.id = $1 AND p.status = 'active' AND p.deleted_at IS NULL
+                    AND p.next_run_at <= clock_timestamp()
+                    FOR NO KEY UPDATE",
+                &[&id],
+            ),
+            // After the lock: a statement that waited for it would not see a version made meanwhile.
+            step(
+                "-- runs::due
                  SELECT p.next_run_at, p.spec_version, p.run_count, p.max_runs, v.spec
                    FROM scheduled_prompts p
                    JOIN prompt_versions v ON v.tenant_id = p.tenant_id AND v.prompt_id = p.id
                                          AND v.version = p.spec_version
                   WHERE p.id = $1 AND p.status = 'active' AND p.deleted_at IS NULL
-                    AND p.next_run_at <= clock_timestamp()
-                    FOR NO KEY UPDATE OF p",
+                    AND p.next_run_at <= clock_timestamp()",
                 &[&id],
             ),
             step(LOCK_CLAIMS, &[]),
@@ -84,7 +92,7 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
             step(CAPACITY, &[]),
         ])
         .await?;
-    let [prompt, _, open, capacity] = four(&results)?;
+    let [_, prompt, _, open, capacity] = in_order(&results)?;
     let (Some(prompt), Some(capacity)) = (prompt.first(), capacity.first()) else {
         return Ok(None);
     };
@@ -334,7 +342,7 @@ pub async fn lock(tx: &TenantTx, run_id: RunId) -> Result<Option<LockedRun>, DbE
             step(CAPACITY, &[]),
         ])
         .await?;
-    let [_, _, run, capacity] = four(&results)?;
+    let [_, _, run, capacity] = in_order(&results)?;
     let (Some(run), Some(capacity)) = (run.first(), capacity.first()) else {
         return Ok(None);
     };
@@ -828,7 +836,7 @@ async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Reco
             ),
         ])
         .await?;
-    let [prompt, run, secrets, gone] = four(&results)?;
+    let [prompt, run, secrets, gone] = in_order(&results)?;
     let (Some(prompt), Some(run)) = (prompt.first(), run.first()) else {
         return Err(DbError::StaleLease);
     };
@@ -1521,9 +1529,8 @@ pub(super) fn one_changed(results: &[Vec<Row>]) -> Result<(), DbError> {
     }
 }
 
-fn four(results: &[Vec<Row>]) -> Result<[&[Row]; 4], DbError> {
-    match results {
-        [a, b, c, d] => Ok([a, b, c, d]),
-        _ => Err(DbError::Aborted),
-    }
+/// The results of a pipeline of that many statements.
+fn in_order<const N: usize>(results: &[Vec<Row>]) -> Result<[&[Row]; N], DbError> {
+    let results: &[Vec<Row>; N] = results.try_into().map_err(|_| DbError::Aborted)?;
+    Ok(results.each_ref().map(Vec::as_slice))
 }
