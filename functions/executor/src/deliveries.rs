@@ -339,12 +339,12 @@ async fn settle(
     let rows = notices.iter().map(|one| &one.row).collect::<Vec<_>>();
     let lease_ms = executor.lease_ms();
     deliveries::finish(tx, claim, &settled, &end, &rows, lease_ms).await?;
-    log(claim, &settled, end.status);
+    log(claim, &settled, &end);
     // A notice's own end has no notice: this goes one level deep.
     Box::pin(send_notices(executor, claim, &end, notices)).await
 }
 
-fn log(claim: &DeliveryClaim, settled: &Settled, run_status: Option<RunStatus>) {
+fn log(claim: &DeliveryClaim, settled: &Settled, end: &deliveries::RunEnd) {
     if settled.status == DeliveryStatus::Delivered {
         info!(
             delivery.id = %claim.delivery_id, run.id = %claim.run_id, tenant.id = %claim.tenant_id,
@@ -353,11 +353,11 @@ fn log(claim: &DeliveryClaim, settled: &Settled, run_status: Option<RunStatus>) 
     } else {
         warn!(
             delivery.id = %claim.delivery_id, run.id = %claim.run_id, tenant.id = %claim.tenant_id,
-            delivery.status = %settled.status, delivery.attempt = claim.attempt,
+            delivery.status = %end.delivery, delivery.attempt = claim.attempt,
             error.code = settled.error_code, "delivery attempt failed"
         );
     }
-    if let Some(status) = run_status {
+    if let Some(status) = end.status {
         info!(run.id = %claim.run_id, tenant.id = %claim.tenant_id, run.status = %status, "run ended");
     }
 }
