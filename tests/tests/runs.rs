@@ -6,25 +6,39 @@
 #![expect(clippy::unwrap_used, reason = "the helpers of tests may panic")]
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use executor::{
+    Executor,
+    deliver::{Mailer, Sender, Storage},
+    http::Guarded,
+    model::{Models, ProvidersConfig},
+};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use shared::db::{
     Db, DbError,
-    deliveries::{self, Redeliver},
+    deliveries::{self, DeliveryClaim, Redeliver},
     history, prompts,
     runs::{self, AfterFailure, Changed, Claim, Enqueue, NextStep},
     tenants::{self, Changes, TenantStatus},
 };
-use shared::ids::{PromptId, RunId};
+use shared::ids::{DeliveryId, PromptId, RunId};
+use shared::message::WakeUp;
+use shared::outbound::Policy;
+use shared::price::Catalog;
 use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
-use tests::stage::{Stage, Tenant, prompt, tenant};
+use shared::seal::Sealer;
+use shared::secret::Secret;
+use tests::stage::{self, Stage, Tenant, prompt, tenant};
+use tests::tap::Tap;
 use tests::worker::{
     LONG_MS, Looked, answer, enqueue, fail, failure, fire, new_delivery, resume, settle, succeed,
     take_delivery,
 };
+use tests::{connect, database_url};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -123,7 +137,7 @@ impl Scene {
         changed
     }
 
-    async fn redeliver(&self, delivery: shared::ids::DeliveryId) -> Redeliver {
+    async fn redeliver(&self, delivery: DeliveryId) -> Redeliver {
         let tx = self.stage.tx(self.tenant.id).await.unwrap();
         let answer = deliveries::redeliver(&tx, delivery).await.unwrap();
         tx.commit().await.unwrap();
@@ -941,4 +955,376 @@ async fn failures_pause_a_prompt_once() {
     );
     assert_eq!(scene.stage.count(version).await.unwrap(), before + 1);
     scene.facts_hold().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wake_up_that_waited_for_a_change_runs_the_new_version() {
+    let scene = Scene::new().await;
+    let prompt = scene.due_prompt(&json!({}), TimeDelta::zero()).await;
+    let tx = scene.stage.tx(scene.tenant.id).await.unwrap();
+    let change = prompts::NewSpec {
+        id: prompt,
+        version: 1,
+        spec: &stage::spec(&json!({"prompt_text": "say something else"})),
+        next_run_at: None,
+        webhook_urls: &[],
+    };
+    prompts::replace(&tx, &change).await.unwrap();
+    let (db, tenant) = (scene.db().clone(), scene.tenant.id);
+    let fired = tokio::spawn(async move { fire(&db, tenant, prompt, LONG_MS).await });
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                    WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    while scene.stage.count(waiting).await.unwrap() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tx.commit().await.unwrap();
+    let claim = fired.await.unwrap().unwrap().expect("the slot is due");
+    assert_eq!(scene.run_row(claim.run_id).await["prompt_version"], 2);
+}
+
+/// What one of many workers does next, by chance: the seed is printed, and gives the same choices.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 33).unwrap() % end
+    }
+}
+
+/// Rows that a worker may pick from; a stale look is part of the game.
+struct Found {
+    runs: Vec<RunId>,
+    deliveries: Vec<DeliveryId>,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn counters_equal_facts_after_whatever_happened() {
+    let scene = Arc::new(Scene::new().await);
+    let mut prompts = Vec::new();
+    for changes in [
+        json!({"overlap": "allow_all", "max_retries": 3}),
+        json!({"overlap": "skip", "pause_after_failures": 4}),
+        json!({"overlap": "buffer_one", "max_runs": 12, "max_retries": 2}),
+    ] {
+        prompts.push(scene.due_prompt(&changes, TimeDelta::minutes(20)).await);
+    }
+    let seed = u64::from(Utc::now().timestamp_subsec_nanos()) | 1;
+    println!("seed {seed}");
+    let workers = (0..6).map(|number| {
+        let (scene, prompts) = (Arc::clone(&scene), prompts.clone());
+        tokio::spawn(async move {
+            let mut chance = Chance(seed.wrapping_mul(number * 2 + 3));
+            for _ in 0..60 {
+                act(&scene, &prompts, &mut chance).await;
+            }
+        })
+    });
+    for worker in join_all(workers).await {
+        worker.unwrap();
+    }
+    scene.facts_hold().await;
+    let sql = "SELECT count(DISTINCT (was, became)) FROM transitions WHERE was IS NOT NULL";
+    let kinds = scene.stage.count(sql).await.unwrap();
+    assert!(kinds >= 10, "only {kinds} kinds of changes were tried");
+}
+
+async fn act(scene: &Scene, prompts: &[PromptId], chance: &mut Chance) {
+    let prompt = prompts[chance.below(prompts.len())];
+    let found = found(scene).await;
+    let run = (!found.runs.is_empty()).then(|| found.runs[chance.below(found.runs.len())]);
+    let delivery = (!found.deliveries.is_empty())
+        .then(|| found.deliveries[chance.below(found.deliveries.len())]);
+    // Half of the leases are over at once, so that others take the work over.
+    let lease_ms = [NO_MS, LONG_MS][chance.below(2)];
+    match (chance.below(12), run, delivery) {
+        (0, ..) => {
+            set_due(scene, prompt).await;
+            let claim = fire(scene.db(), scene.tenant.id, prompt, lease_ms)
+                .await
+                .unwrap();
+            end(scene, claim, chance).await;
+        }
+        (1, ..) => {
+            let trigger = [RunTrigger::Manual, RunTrigger::Test][chance.below(2)];
+            enqueue(scene.db(), scene.tenant.id, prompt, trigger)
+                .await
+                .unwrap();
+        }
+        (2..=5, Some(run), _) => {
+            if let Looked::Claimed(claim) = scene.look(run, lease_ms).await {
+                end(scene, Some(claim), chance).await;
+            }
+        }
+        (6, Some(run), _) => drop(scene.cancel(run).await),
+        (7, Some(run), _) => drop(scene.retry(run).await),
+        (8, _, Some(delivery)) => drop(scene.redeliver(delivery).await),
+        (_, _, Some(delivery)) => {
+            let taken = take_delivery(scene.db(), scene.tenant.id, delivery, lease_ms).await;
+            if let Some((claim, _)) = taken.unwrap() {
+                settle_somehow(scene, &claim, chance).await;
+            }
+        }
+        (_, _, None) => {}
+    }
+}
+
+async fn found(scene: &Scene) -> Found {
+    let ids = async |sql: &str| {
+        let rows = scene.stage.admin.query(sql, &[]).await.unwrap();
+        rows.iter()
+            .map(|row| row.get::<_, Uuid>(0))
+            .collect::<Vec<_>>()
+    };
+    let runs = ids(
+        "SELECT id FROM scheduled_prompt_runs WHERE status NOT IN ('skipped', 'missed')
+                     ORDER BY random() LIMIT 8",
+    )
+    .await;
+    let deliveries = ids("SELECT id FROM deliveries ORDER BY random() LIMIT 8").await;
+    Found {
+        runs: runs.into_iter().map(RunId::from).collect(),
+        deliveries: deliveries.into_iter().map(DeliveryId::from).collect(),
+    }
+}
+
+/// Answers, fails, vanishes; whoever lost the run says what its call cost.
+async fn end(scene: &Scene, claim: Option<Claim>, chance: &mut Chance) {
+    let Some(claim) = claim else { return };
+    let (db, last) = (scene.db(), claim.attempt >= claim.attempts_max);
+    let then = match chance.below(8) {
+        0 => return,
+        1 | 2 => None,
+        3 | 4 => {
+            let destinations = i32::try_from(1 + chance.below(3)).unwrap();
+            return match succeed(db, &claim, destinations).await {
+                Ok(sent) => {
+                    for one in sent {
+                        settle_somehow(scene, &one, chance).await;
+                    }
+                }
+                Err(error) => late(scene, &claim, error).await,
+            };
+        }
+        5 if !last => Some(AfterFailure::RetryIn { delay_ms: 0 }),
+        6 => Some(AfterFailure::End(RunStatus::TimedOut)),
+        _ => Some(FAILED),
+    };
+    let recorded = match then {
+        None => succeed(db, &claim, 0).await.map(drop),
+        Some(then) => fail(db, &claim, &failure("broken", then), "error")
+            .await
+            .map(drop),
+    };
+    if let Err(error) = recorded {
+        late(scene, &claim, error).await;
+    }
+}
+
+async fn late(scene: &Scene, claim: &Claim, error: DbError) {
+    assert!(matches!(error, DbError::StaleLease), "{error:?}");
+    let tx = scene.stage.tx(scene.tenant.id).await.unwrap();
+    let answer = answer("too late");
+    runs::settle_late(tx, claim, Some(&answer)).await.unwrap();
+}
+
+async fn settle_somehow(scene: &Scene, claim: &DeliveryClaim, chance: &mut Chance) {
+    let status = match chance.below(8) {
+        0 => return,
+        1 => DeliveryStatus::Retrying,
+        2 => DeliveryStatus::Held,
+        3 => DeliveryStatus::Exhausted,
+        _ => DeliveryStatus::Delivered,
+    };
+    match settle(scene.db(), claim, status).await {
+        Ok(_) | Err(DbError::StaleLease) => {}
+        Err(error) => panic!("{error:?}"),
+    }
+}
+
+/// Everything that the product sends passes a tap; one connection, so that nothing hides.
+struct Tapped {
+    tap: Tap,
+    db: Db,
+    tenant: Tenant,
+    name: String,
+}
+
+impl Tapped {
+    async fn new() -> Self {
+        let name = stage::migrated_database().await.unwrap();
+        let tap = Tap::open(Duration::from_millis(20)).await.unwrap();
+        let mut config = stage::config(&name, 1);
+        config.app_url = Secret::new(tap.url(&name, "carillon_app"));
+        let db = Db::connect(&config).await.unwrap();
+        let tenant = tenant(&db, "acme").await.unwrap();
+        Self {
+            tap,
+            db,
+            tenant,
+            name,
+        }
+    }
+
+    async fn due(&self, changes: &Value) -> PromptId {
+        let slot = whole_minute(Utc::now());
+        prompt(&self.db, self.tenant, changes, Some(slot))
+            .await
+            .unwrap()
+    }
+
+    /// What `work` gives, and the round trips that it took: a clean connection is one of them.
+    async fn trips<T>(&self, work: impl Future<Output = T>) -> (T, usize) {
+        let before = self.tap.round_trips();
+        let result = work.await;
+        (result, self.tap.round_trips() - before)
+    }
+
+    /// One of everything that happens to a run; gives each part's name and round trips.
+    async fn live(&self) -> Vec<(&'static str, usize)> {
+        let (db, tenant) = (&self.db, self.tenant.id);
+        let mut counted = Vec::new();
+        let prompt = self.due(&json!({"max_retries": 5})).await;
+        let (claim, count) = self.trips(fire(db, tenant, prompt, LONG_MS)).await;
+        counted.push(("claim of a slot", count));
+        let claim = claim.unwrap().unwrap();
+        let tx = db.tenant(tenant).await.unwrap();
+        counted.push((
+            "renew",
+            self.trips(runs::renew(tx, &claim, NO_MS)).await.1 + 1,
+        ));
+        let (again, count) = self.trips(resume(db, tenant, claim.run_id, LONG_MS)).await;
+        counted.push(("claim of a run", count));
+        let Looked::Claimed(again) = again.unwrap() else {
+            panic!()
+        };
+        let late = async {
+            let tx = db.tenant(tenant).await.unwrap();
+            runs::settle_late(tx, &claim, Some(&answer("late")))
+                .await
+                .unwrap();
+        };
+        counted.push(("late answer", self.trips(late).await.1));
+        let retry = failure("broken", AfterFailure::RetryIn { delay_ms: 0 });
+        counted.push((
+            "failed try",
+            self.trips(fail(db, &again, &retry, "error")).await.1,
+        ));
+        let Looked::Claimed(last) = resume(db, tenant, claim.run_id, LONG_MS).await.unwrap() else {
+            panic!()
+        };
+        let (sent, count) = self.trips(succeed(db, &last, 3)).await;
+        counted.push(("record with 3 deliveries", count));
+        let sent = sent.unwrap();
+        let (_, count) = self
+            .trips(settle(db, &sent[0], DeliveryStatus::Retrying))
+            .await;
+        counted.push(("settled delivery", count));
+        let next = take_delivery(db, tenant, sent[0].delivery_id, LONG_MS);
+        let (taken, count) = self.trips(next).await;
+        counted.push(("claim of a delivery", count));
+        assert!(taken.unwrap().is_some());
+        let (_, count) = self
+            .trips(settle(db, &sent[1], DeliveryStatus::Exhausted))
+            .await;
+        counted.push(("exhausted delivery", count));
+        counted
+    }
+}
+
+#[tokio::test]
+async fn a_run_costs_three_round_trips_to_claim_and_three_to_record() {
+    let tapped = Tapped::new().await;
+    tapped.live().await;
+    // From here on every statement is prepared.
+    let prepared = tapped.tap.prepared();
+    let counted = tapped.live().await;
+    println!("{counted:?}");
+    for (part, count) in &counted {
+        assert!(*count <= 3, "{part} took {count} round trips");
+    }
+    assert!(counted.iter().any(|(_, count)| *count == 3), "{counted:?}");
+
+    // One prepared statement for each function and connection, however often it is called; and
+    // PostgreSQL holds what the tap saw.
+    let again = tapped.tap.prepared().split_off(prepared.len());
+    let again: Vec<_> = again.iter().filter(|one| !one.name.is_empty()).collect();
+    assert!(again.is_empty(), "{again:?}");
+    let connection = prepared.last().unwrap().connection;
+    let held = "SELECT split_part(statement, chr(10), 1) FROM pg_prepared_statements ORDER BY 1";
+    let held = tapped.tap.ask(connection, held).await.unwrap();
+    let held: Vec<String> = held.into_iter().flatten().flatten().collect();
+    let mut once = held.clone();
+    once.dedup();
+    assert_eq!(held, once);
+    assert!(held.len() > 20, "{held:?}");
+    assert!(
+        held.iter().all(|title| title.starts_with("-- ")),
+        "{held:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_executor_keeps_to_the_same_count() {
+    let tapped = Tapped::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let executor = Executor {
+        db: tapped.db.clone(),
+        models: Models::new(
+            ProvidersConfig {
+                allow_echo: true,
+                ..ProvidersConfig::default()
+            },
+            executor::model::client().unwrap(),
+        ),
+        sender: Sender::new(
+            Mailer::Directory {
+                path: folder.path().join("outbox"),
+            },
+            Storage::Directory {
+                root: folder.path().join("storage"),
+            },
+            Guarded::new(Policy::PUBLIC).unwrap(),
+        ),
+        sealer: Sealer::from_key_file(&folder.path().join("key")).unwrap(),
+        catalog: Catalog::shipped(),
+        from: "carillon@example.com".parse().unwrap(),
+        lease: Duration::from_secs(60),
+    };
+    let tenant_id = tapped.tenant.id;
+    let stores = json!([{"kind": "storage"}]);
+    for (what, text, destinations, most) in [
+        ("no destination", "say something", json!([]), 6),
+        ("one destination", "say something", stores.clone(), 9),
+        (
+            "the previous output",
+            "more of {{ previous.output }}",
+            json!([]),
+            6,
+        ),
+    ] {
+        let changes = json!({"prompt_text": text, "destinations": destinations});
+        let mut count = 0;
+        for _ in 0..2 {
+            let prompt_id = tapped.due(&changes).await;
+            let wake_up = WakeUp::Prompt {
+                tenant_id,
+                prompt_id,
+            };
+            let (handled, trips) = tapped.trips(executor.handle(wake_up)).await;
+            handled.unwrap();
+            count = trips;
+            let admin = connect(&database_url(&tapped.name)).await.unwrap();
+            let sql = "SELECT status FROM scheduled_prompt_runs WHERE prompt_id = $1";
+            let row = admin.query_one(sql, &[&prompt_id.uuid()]).await.unwrap();
+            assert_eq!(row.get::<_, String>(0), "succeeded", "{what}");
+        }
+        println!("{what}: {count} round trips");
+        assert!(
+            count <= most,
+            "{what}: {count} round trips from the wake-up to the end"
+        );
+    }
 }

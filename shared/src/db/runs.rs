@@ -33,6 +33,21 @@ const CAPACITY: &str = "-- runs::capacity
            (SELECT count(*) FROM scheduled_prompt_runs WHERE status = 'running') AS running
       FROM tenants t";
 
+/// The output of a prompt's last success, where the version `v` names it: most do not, and need not
+/// carry it.
+macro_rules! previous_output {
+    ($prompt_id:literal) => {
+        concat!(
+            "CASE WHEN v.spec::text LIKE '%previous%' THEN (
+                 SELECT o.output FROM scheduled_prompt_runs o
+                  WHERE o.prompt_id = ",
+            $prompt_id,
+            " AND o.status = 'succeeded' AND o.trigger <> 'test'
+                  ORDER BY o.completed_at DESC LIMIT 1) END AS previous_output"
+        )
+    };
+}
+
 /// The prompt of a wake-up, locked, and what stands in its way.
 #[derive(Debug)]
 pub struct DuePrompt {
@@ -46,6 +61,8 @@ pub struct DuePrompt {
     pub spec_version: i64,
     /// That version, as stored.
     pub spec: Value,
+    /// The output of the last success, where that version may name it.
+    pub previous_output: Option<String>,
     /// Runs that `max_runs` still allows, queued ones taken off.
     pub runs_left: Option<u64>,
     /// Its runs that are not over, test runs apart.
@@ -64,13 +81,24 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
         .pipeline(&[
             step(
                 "-- runs::lock_due
-                 SELECT p.next_run_at, p.spec_version, p.run_count, p.max_runs, v.spec
-                   FROM scheduled_prompts p
-                   JOIN prompt_versions v ON v.tenant_id = p.tenant_id AND v.prompt_id = p.id
-                                         AND v.version = p.spec_version
+                 SELECT p.id FROM scheduled_prompts p
                   WHERE p.id = $1 AND p.status = 'active' AND p.deleted_at IS NULL
                     AND p.next_run_at <= clock_timestamp()
-                    FOR NO KEY UPDATE OF p",
+                    FOR NO KEY UPDATE",
+                &[&id],
+            ),
+            // After the lock: a statement that waited for it would not see a version made meanwhile.
+            step(
+                concat!(
+                    "-- runs::due
+                     SELECT p.next_run_at, p.spec_version, p.run_count, p.max_runs, v.spec, ",
+                    previous_output!("p.id"),
+                    "  FROM scheduled_prompts p
+                       JOIN prompt_versions v ON v.tenant_id = p.tenant_id AND v.prompt_id = p.id
+                                             AND v.version = p.spec_version
+                      WHERE p.id = $1 AND p.status = 'active' AND p.deleted_at IS NULL
+                        AND p.next_run_at <= clock_timestamp()"
+                ),
                 &[&id],
             ),
             step(LOCK_CLAIMS, &[]),
@@ -84,7 +112,7 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
             step(CAPACITY, &[]),
         ])
         .await?;
-    let [prompt, _, open, capacity] = four(&results)?;
+    let [_, prompt, _, open, capacity] = in_order(&results)?;
     let (Some(prompt), Some(capacity)) = (prompt.first(), capacity.first()) else {
         return Ok(None);
     };
@@ -102,6 +130,7 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
         next_run_at: column(prompt, "next_run_at")?,
         spec_version: column(prompt, "spec_version")?,
         spec: column(prompt, "spec")?,
+        previous_output: column(prompt, "previous_output")?,
         runs_left: runs_left(
             column(prompt, "max_runs")?,
             column(prompt, "run_count")?,
@@ -277,6 +306,8 @@ pub struct LockedRun {
     pub scheduled_for: DateTime<Utc>,
     /// The prompt's version that it runs.
     pub spec: Value,
+    /// The output of the prompt's last success, where that version may name it.
+    pub previous_output: Option<String>,
     /// What an earlier try gave the model.
     pub rendered_input: Option<String>,
     /// The system message beside it.
@@ -316,8 +347,11 @@ pub async fn lock(tx: &TenantTx, run_id: RunId) -> Result<Option<LockedRun>, DbE
             step(LOCK_PROMPT_OF_RUN, &[&id]),
             step(LOCK_CLAIMS, &[]),
             step(
-                "-- runs::lock
-                 SELECT r.prompt_id, r.status, r.trigger, r.scheduled_for, r.rendered_input, r.rendered_system, r.fence,
+                concat!(
+                    "-- runs::lock
+                 SELECT r.prompt_id, r.status, r.trigger, r.scheduled_for, r.rendered_input, r.rendered_system, r.fence, ",
+                    previous_output!("r.prompt_id"),
+                    ",
                         r.attempt, r.attempts_max, v.spec,
                         p.deleted_at IS NOT NULL AS prompt_deleted, p.status = 'cancelled' AS prompt_cancelled,
                         r.available_at <= clock_timestamp() AS available,
@@ -331,13 +365,14 @@ pub async fn lock(tx: &TenantTx, run_id: RunId) -> Result<Option<LockedRun>, DbE
                    JOIN scheduled_prompts p ON p.tenant_id = r.tenant_id AND p.id = r.prompt_id
                    JOIN prompt_versions v ON v.tenant_id = r.tenant_id AND v.prompt_id = r.prompt_id
                                          AND v.version = r.prompt_version
-                  WHERE r.id = $1 FOR NO KEY UPDATE OF r",
+                  WHERE r.id = $1 FOR NO KEY UPDATE OF r"
+                ),
                 &[&id],
             ),
             step(CAPACITY, &[]),
         ])
         .await?;
-    let [_, _, run, capacity] = four(&results)?;
+    let [_, _, run, capacity] = in_order(&results)?;
     let (Some(run), Some(capacity)) = (run.first(), capacity.first()) else {
         return Ok(None);
     };
@@ -348,6 +383,7 @@ pub async fn lock(tx: &TenantTx, run_id: RunId) -> Result<Option<LockedRun>, DbE
         trigger: word(run, "trigger")?,
         scheduled_for: column(run, "scheduled_for")?,
         spec: column(run, "spec")?,
+        previous_output: column(run, "previous_output")?,
         rendered_input: column(run, "rendered_input")?,
         rendered_system: column(run, "rendered_system")?,
         attempt: column(run, "attempt")?,
@@ -533,25 +569,6 @@ pub fn vanished_claim(tenant_id: TenantId, run: &LockedRun) -> Claim {
         attempt: run.attempt,
         attempts_max: run.attempts_max,
     }
-}
-
-/// The output of the prompt's last success.
-///
-/// # Errors
-/// When the database does not answer.
-pub async fn previous_output(
-    tx: &TenantTx,
-    prompt_id: PromptId,
-) -> Result<Option<String>, DbError> {
-    tx.query_opt(
-        "-- runs::previous_output
-         SELECT output FROM scheduled_prompt_runs
-          WHERE prompt_id = $1 AND status = 'succeeded' AND trigger <> 'test'
-          ORDER BY completed_at DESC LIMIT 1",
-        &[&prompt_id.uuid()],
-    )
-    .await?
-    .map_or(Ok(None), |row| column(&row, "output"))
 }
 
 /// Holds a claim for longer. Ends the transaction. One round trip.
@@ -847,7 +864,7 @@ async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Reco
             ),
         ])
         .await?;
-    let [prompt, run, secrets, gone] = four(&results)?;
+    let [prompt, run, secrets, gone] = in_order(&results)?;
     let (Some(prompt), Some(run)) = (prompt.first(), run.first()) else {
         return Err(DbError::StaleLease);
     };
@@ -1566,9 +1583,8 @@ pub(super) fn one_changed(results: &[Vec<Row>]) -> Result<(), DbError> {
     }
 }
 
-fn four(results: &[Vec<Row>]) -> Result<[&[Row]; 4], DbError> {
-    match results {
-        [a, b, c, d] => Ok([a, b, c, d]),
-        _ => Err(DbError::Aborted),
-    }
+/// The results of a pipeline of that many statements.
+fn in_order<const N: usize>(results: &[Vec<Row>]) -> Result<[&[Row]; N], DbError> {
+    let results: &[Vec<Row>; N] = results.try_into().map_err(|_| DbError::Aborted)?;
+    Ok(results.each_ref().map(Vec::as_slice))
 }

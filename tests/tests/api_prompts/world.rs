@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderMap, Method, Request, StatusCode},
 };
 use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
 use management::{App, AppParts, bootstrap_tenant};
 use serde_json::{Value, json};
 use shared::{
@@ -17,11 +18,10 @@ use shared::{
     message::WakeUp,
     outbound::Policy,
     price::Catalog,
-    queue::Queue,
+    queue::{Queue, WakeUps},
     seal::Sealer,
     secret::Secret,
 };
-use tokio::sync::mpsc;
 use tokio_postgres::{Client, NoTls, types::ToSql};
 use tower::ServiceExt;
 use uuid::Uuid;
@@ -31,7 +31,7 @@ pub(crate) struct World {
     app: App,
     /// Sees every tenant.
     pub(crate) admin: Client,
-    wake_ups: Mutex<mpsc::Receiver<WakeUp>>,
+    wake_ups: Mutex<WakeUps>,
 }
 
 pub(crate) struct Tenant {
@@ -180,7 +180,7 @@ impl World {
     /// What was put on the queue since the last look.
     pub(crate) fn woken(&self) -> Vec<WakeUp> {
         let mut receiver = self.wake_ups.lock().unwrap();
-        std::iter::from_fn(|| receiver.try_recv().ok()).collect()
+        std::iter::from_fn(|| receiver.next().now_or_never().flatten()).collect()
     }
 }
 
