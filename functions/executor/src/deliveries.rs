@@ -265,12 +265,21 @@ async fn attempt(
             "the endpoint answered 410 before; name it in the prompt again, or redeliver, to try it",
         ));
     }
-    let Some(body) = held.body else {
-        return Err(settled(
-            DeliveryStatus::Exhausted,
-            "not_rendered",
-            "the output could not be put into the destination's form",
-        ));
+    let body = match (held.body, held.kind) {
+        (Some(body), _) => body,
+        // An output that is too long for its row was stored when it was recorded.
+        (None, Kind::Storage) => executor
+            .sender
+            .stored(&held.target)
+            .await
+            .map_err(|error| after_error(&error, &held.claim, &held.target))?,
+        (None, Kind::Email | Kind::Webhook) => {
+            return Err(settled(
+                DeliveryStatus::Exhausted,
+                "not_rendered",
+                "the output could not be put into the destination's form",
+            ));
+        }
     };
     let signing = match held.kind {
         Kind::Webhook => match open(executor, held.claim.tenant_id, secrets) {
