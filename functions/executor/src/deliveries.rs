@@ -344,10 +344,11 @@ async fn settle(
         }
         end => end?,
     };
-    let notices = notices_of_end(executor, claim, &end);
+    let mut notices = notices_of_end(executor, claim, &end);
     let rows = notices.iter().map(|one| &one.row).collect::<Vec<_>>();
     let lease_ms = executor.lease_ms();
-    deliveries::finish(tx, claim, &settled, &end, &rows, lease_ms).await?;
+    let kept = deliveries::finish(tx, claim, &settled, &end, &rows, lease_ms).await?;
+    notices.retain(|one| kept.contains(&one.row.id));
     log(claim, &settled, end.status);
     // A notice's own end has no notice: this goes one level deep.
     Box::pin(send_notices(executor, claim, &end, notices)).await

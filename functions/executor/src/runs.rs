@@ -268,14 +268,15 @@ async fn record_answer(
         }
         recorded => recorded?,
     };
-    let prepared = if goes_out {
+    let mut prepared = if goes_out {
         deliveries::prepare(executor, claim, job, &recorded, &record)
     } else {
         Vec::new()
     };
     let rows = prepared.iter().map(|one| &one.row).collect::<Vec<_>>();
     let lease_ms = executor.lease_ms();
-    runs::finish_output(tx, claim, &recorded, &record, status, &rows, lease_ms).await?;
+    let kept = runs::finish_output(tx, claim, &recorded, &record, status, &rows, lease_ms).await?;
+    prepared.retain(|one| kept.contains(&one.row.id));
     info!(
         run.id = %claim.run_id, prompt.id = %claim.prompt_id, tenant.id = %claim.tenant_id,
         run.status = %status, run.attempt = claim.attempt, run.latency_ms = record.latency_ms,
@@ -300,15 +301,16 @@ pub(crate) async fn record_failure(
         }
         recorded => recorded?,
     };
-    let notices = match (failure.then, job) {
+    let mut notices = match (failure.then, job) {
         (AfterFailure::End(_), Some(job)) => {
             deliveries::notices(executor, claim, job, &recorded.notice(), &failure)
         }
         (AfterFailure::End(_) | AfterFailure::RetryIn { .. }, _) => Vec::new(),
+    notices.retain(|one| kept.contains(&one.row.id));
     };
     let rows = notices.iter().map(|one| &one.row).collect::<Vec<_>>();
     let lease_ms = executor.lease_ms();
-    runs::finish_failure(
+    let kept = runs::finish_failure(
         tx,
         claim,
         &recorded,

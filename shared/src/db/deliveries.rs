@@ -365,7 +365,7 @@ pub async fn settle(
 }
 
 /// Ends the run if its last delivery settled, inserts a notice if there is one, counts, and
-/// commits. One round trip.
+/// commits. Gives the notices that were inserted: the run may have sent one before. One round trip.
 ///
 /// # Errors
 /// When the database does not answer; then nothing of the settling is kept.
@@ -376,7 +376,7 @@ pub async fn finish(
     end: &RunEnd,
     notices: &[&runs::NewDelivery],
     lease_ms: i64,
-) -> Result<(), DbError> {
+) -> Result<Vec<DeliveryId>, DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
     let rows = runs::DeliveryRows::new(notices);
@@ -402,7 +402,7 @@ pub async fn finish(
         .status
         .map_or(Counted::NOTHING, |status| Counted::of(status, end.trigger));
     let uncounted = i32::from(end.may_uncount && end.trigger != RunTrigger::Test);
-    tx.commit_with(&[
+    let results = tx.commit_with(&[
         step(
             "-- deliveries::end_run
              UPDATE scheduled_prompt_runs
@@ -436,7 +436,7 @@ pub async fn finish(
         step(runs::INSERT_LOG, &log.params(&tenant, &run)),
     ])
     .await?;
-    Ok(())
+    runs::kept(results.get(2))
 }
 
 /// What became of a request to send a delivery again.

@@ -826,7 +826,7 @@ async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Reco
 }
 
 /// Settles the attempt, inserts the deliveries as held by this claimant, counts, and commits.
-/// One round trip.
+/// Gives the deliveries that were inserted. One round trip.
 ///
 /// # Errors
 /// When the database does not answer; then nothing of the recording is kept.
@@ -838,7 +838,7 @@ pub async fn finish_output(
     status: RunStatus,
     deliveries: &[&NewDelivery],
     lease_ms: i64,
-) -> Result<(), DbError> {
+) -> Result<Vec<DeliveryId>, DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
     let [input, output, cached] = columns_of(answer.tokens);
@@ -856,7 +856,7 @@ pub async fn finish_output(
         }),
     );
     let counted = Counted::of(status, recorded.trigger);
-    tx.commit_with(&[
+    let results = tx.commit_with(&[
         step(
             "-- runs::settle_ok
              UPDATE run_attempts
@@ -898,10 +898,11 @@ pub async fn finish_output(
         step(INSERT_LOG, &log.params(&tenant, &run)),
     ])
     .await?;
-    Ok(())
+    kept(results.get(1))
 }
 
-/// Settles the attempt, inserts a notice if there is one, counts, and commits. One round trip.
+/// Settles the attempt, inserts a notice if there is one, counts, and commits. Gives the notices
+/// that were inserted: the run may have sent one before. One round trip.
 ///
 /// # Errors
 /// When the database does not answer; then nothing of the recording is kept.
@@ -913,7 +914,7 @@ pub async fn finish_failure(
     attempt_status: &'static str,
     notices: &[&NewDelivery],
     lease_ms: i64,
-) -> Result<(), DbError> {
+) -> Result<Vec<DeliveryId>, DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
     let rows = DeliveryRows::new(notices);
@@ -934,30 +935,31 @@ pub async fn finish_failure(
     );
     let counted = Counted::of(status, recorded.trigger);
     let pauses = recorded.pauses && counted.failures > 0;
-    tx.commit_with(&[
-        step(
-            "-- runs::settle_error
+    let results = tx
+        .commit_with(&[
+            step(
+                "-- runs::settle_error
              UPDATE run_attempts
                 SET status = $3, error_code = $4, ended_at = clock_timestamp()
               WHERE run_id = $1 AND fence = $2",
-            &[&run, &claim.fence, &attempt_status, &failure.code],
-        ),
-        step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
-        step(
-            COUNT_END,
-            &[
-                &claim.prompt_id.uuid(),
-                &counted.successes,
-                &counted.failures,
-                &status.as_str(),
-                &counted.ends,
-                &pauses,
-            ],
-        ),
-        step(INSERT_LOG, &log.params(&tenant, &run)),
-    ])
-    .await?;
-    Ok(())
+                &[&run, &claim.fence, &attempt_status, &failure.code],
+            ),
+            step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
+            step(
+                COUNT_END,
+                &[
+                    &claim.prompt_id.uuid(),
+                    &counted.successes,
+                    &counted.failures,
+                    &status.as_str(),
+                    &counted.ends,
+                    &pauses,
+                ],
+            ),
+            step(INSERT_LOG, &log.params(&tenant, &run)),
+        ])
+        .await?;
+    kept(results.get(1))
 }
 
 /// Keeps what a call cost although its run belongs to somebody else by now. Two round trips.
@@ -1211,7 +1213,16 @@ pub(super) const INSERT_DELIVERIES: &str = "-- runs::insert_deliveries
       FROM unnest($4::uuid[], $5::text[], $6::int[], $7::text[], $8::text[], $9::jsonb[], $10::bytea[],
                   $11::int[])
         AS t (id, purpose, position, kind, target, destination, body, attempts_max)
-    ON CONFLICT (tenant_id, run_id, purpose, position) DO NOTHING";
+    ON CONFLICT (tenant_id, run_id, purpose, position) DO NOTHING
+    RETURNING id";
+
+/// The deliveries that [`INSERT_DELIVERIES`] kept: a run has one notice of each sort, however often
+/// it fails.
+pub(super) fn kept(rows: Option<&Vec<Row>>) -> Result<Vec<DeliveryId>, DbError> {
+    let rows = rows.into_iter().flatten();
+    rows.map(|row| Ok(DeliveryId::from(column::<Uuid>(row, "id")?)))
+        .collect()
+}
 
 pub(super) const INSERT_LOG: &str = "-- runs::log
     INSERT INTO run_logs (tenant_id, run_id, id, level, message, context)
