@@ -1106,6 +1106,7 @@ pub async fn cancel_queued(
 }
 
 /// Runs a failed run again: the model where there is no output, else the deliveries that failed.
+/// An endpoint that was gone is tried again.
 ///
 /// # Errors
 /// When the database does not answer.
@@ -1118,6 +1119,13 @@ pub async fn retry(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
     match (status, has_output) {
         (RunStatus::Failed, true) => {
             tx.pipeline(&[
+                step(
+                    "-- runs::retry_gone_webhooks
+                     DELETE FROM gone_webhooks g USING deliveries d
+                      WHERE d.run_id = $1 AND d.purpose = 'output' AND d.status IN ('exhausted', 'held')
+                        AND g.tenant_id = d.tenant_id AND g.url = d.target",
+                    &[&run],
+                ),
                 step(
                     "-- runs::retry_deliveries
                      UPDATE deliveries
