@@ -24,6 +24,7 @@ use crate::{
         render::{self, FailureFacts, RenderError, Rendered, RunFacts},
     },
     job::Job,
+    lease,
 };
 
 /// A delivery that was rendered, and the row that keeps it.
@@ -236,7 +237,12 @@ struct Held {
 
 async fn send_one(executor: &Executor, held: Held, secrets: &SealedSecrets) -> Result<(), DbError> {
     let claim = held.claim;
-    let attempted = attempt(executor, held, secrets).await;
+    let sending = attempt(executor, held, secrets);
+    let renew = || renew(executor, &claim);
+    let Some(attempted) = lease::hold(executor, claim.run_id, sending, renew).await else {
+        info!(delivery.id = %claim.delivery_id, "delivery was taken over while it was sent");
+        return Ok(());
+    };
     let settled = match attempted {
         Ok(sent) => Settled {
             status: DeliveryStatus::Delivered,
@@ -251,6 +257,11 @@ async fn send_one(executor: &Executor, held: Held, secrets: &SealedSecrets) -> R
         Err(failed) => failed,
     };
     settle(executor, &claim, settled).await
+}
+
+async fn renew(executor: &Executor, claim: &DeliveryClaim) -> Result<(), DbError> {
+    let tx = executor.db.tenant(claim.tenant_id).await?;
+    deliveries::renew(tx, claim, executor.lease_ms()).await
 }
 
 async fn attempt(

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use crate::{
     Executor, deliveries,
     job::{Job, Texts, stored_spec},
+    lease,
     model::{Disposition, ModelAnswer, ModelError, ModelRequest},
 };
 
@@ -196,21 +197,7 @@ async fn call_model(
     };
     let timeout = Duration::from_millis(job.spec.timeout_ms().into());
     let call = executor.models.call(&request, timeout);
-    tokio::pin!(call);
-    let period = executor.lease / 3;
-    let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
-    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            result = &mut call => return Some(result),
-            _ = beat.tick() => match renew(executor, claim).await {
-                Ok(()) => {}
-                Err(DbError::StaleLease) => return None,
-                // The fence guards the record whoever holds the run by then.
-                Err(error) => warn!(run.id = %claim.run_id, %error, "lease not renewed"),
-            },
-        }
-    }
+    lease::hold(executor, claim.run_id, call, || renew(executor, claim)).await
 }
 
 async fn renew(executor: &Executor, claim: &Claim) -> Result<(), DbError> {
@@ -306,7 +293,6 @@ pub(crate) async fn record_failure(
             deliveries::notices(executor, claim, job, &recorded.notice(), &failure)
         }
         (AfterFailure::End(_) | AfterFailure::RetryIn { .. }, _) => Vec::new(),
-    notices.retain(|one| kept.contains(&one.row.id));
     };
     let rows = notices.iter().map(|one| &one.row).collect::<Vec<_>>();
     let lease_ms = executor.lease_ms();
@@ -320,6 +306,7 @@ pub(crate) async fn record_failure(
         lease_ms,
     )
     .await?;
+    notices.retain(|one| kept.contains(&one.row.id));
     warn!(
         run.id = %claim.run_id, prompt.id = %claim.prompt_id, tenant.id = %claim.tenant_id,
         run.attempt = claim.attempt, run.attempts_max = claim.attempts_max,
