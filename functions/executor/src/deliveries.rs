@@ -237,7 +237,7 @@ struct Held {
 
 async fn send_one(executor: &Executor, held: Held, secrets: &SealedSecrets) -> Result<(), DbError> {
     let claim = held.claim;
-    let sending = attempt(executor, held, secrets);
+    let sending = Box::pin(attempt(executor, held, secrets));
     let renew = || renew(executor, &claim);
     let Some(attempted) = lease::hold(executor, claim.run_id, sending, renew).await else {
         info!(delivery.id = %claim.delivery_id, "delivery was taken over while it was sent");
