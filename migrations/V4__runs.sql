@@ -204,7 +204,7 @@ COMMENT ON COLUMN deliveries.tenant_id IS 'The tenant.';
 COMMENT ON COLUMN deliveries.id IS 'UUIDv7; the webhook-id and the Message-ID: the same at every attempt.';
 COMMENT ON COLUMN deliveries.run_id IS 'The run.';
 COMMENT ON COLUMN deliveries.purpose IS 'The output itself, or a notice to notification_email.';
-COMMENT ON COLUMN deliveries.position IS 'Place of the destination in the prompt''s list.';
+COMMENT ON COLUMN deliveries.position IS 'Place of the destination in the prompt''s list; of a notice, how many came before it.';
 COMMENT ON COLUMN deliveries.kind IS 'How it goes out.';
 COMMENT ON COLUMN deliveries.target IS 'Where to: addresses, URL or key.';
 COMMENT ON COLUMN deliveries.destination IS 'The destination as the prompt''s version gave it.';

@@ -4,15 +4,15 @@
 //! runs where.
 
 pub mod peers;
+pub mod stage;
+pub mod tap;
+pub mod worker;
 
 use std::env;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use tokio_postgres::{Client, NoTls};
-
-/// Any number does, as long as nothing else in the cluster takes it.
-const TEMPLATE_LOCK: i64 = 0x6361_7269_6c6c;
 
 /// The URL of the testbed's PostgreSQL: a superuser, on the database `postgres`.
 ///
@@ -50,13 +50,42 @@ where
     F: Future<Output = Result<()>>,
 {
     let admin = connect(&postgres_url()).await?;
-    make_template(&admin, template, migrate)
+    make_once(&admin, template, migrate)
         .await
         .with_context(|| format!("cannot make the template {template}"))?;
     let name = format!("test_{}", uuid::Uuid::now_v7().simple());
     let sql = format!(r#"CREATE DATABASE "{name}" TEMPLATE "{template}""#);
     admin.batch_execute(&sql).await.context(sql)?;
     Ok(name)
+}
+
+/// Makes a database that all tests of the cluster share, unless another test has made it already.
+/// `fill` gets the URL of the empty database, and must leave no connection open.
+///
+/// # Errors
+/// When PostgreSQL or `fill` fails.
+///
+/// # Panics
+/// When the test does not run in a testbed.
+pub async fn shared_database<F>(name: &str, fill: impl FnOnce(String) -> F) -> Result<()>
+where
+    F: Future<Output = Result<()>>,
+{
+    let admin = connect(&postgres_url()).await?;
+    make_once(&admin, name, fill)
+        .await
+        .with_context(|| format!("cannot make the database {name}"))
+}
+
+/// A connection of its own; it ends when the client is dropped.
+///
+/// # Errors
+/// When PostgreSQL refuses it.
+pub async fn connect(url: &str) -> Result<Client> {
+    let connecting = tokio_postgres::connect(url, NoTls).await;
+    let (client, connection) = connecting.with_context(|| format!("cannot connect to {url}"))?;
+    tokio::spawn(connection);
+    Ok(client)
 }
 
 /// The program `carillon` that was built with the tests.
@@ -78,41 +107,34 @@ pub fn carillon_program() -> Result<PathBuf> {
     Ok(program)
 }
 
-async fn make_template<F>(
-    admin: &Client,
-    template: &str,
-    migrate: impl FnOnce(String) -> F,
-) -> Result<()>
+async fn make_once<F>(admin: &Client, name: &str, fill: impl FnOnce(String) -> F) -> Result<()>
 where
     F: Future<Output = Result<()>>,
 {
-    // Held by this session; other tests, in this process or another, wait here for the template.
+    // Held by this session; other tests, in this process or another, wait here for this database.
+    let lock = format!("make {name}");
     admin
-        .execute("SELECT pg_advisory_lock($1)", &[&TEMPLATE_LOCK])
+        .execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", &[&lock])
         .await?;
     let sql = "SELECT 1 FROM pg_database WHERE datname = $1";
-    if admin.query_opt(sql, &[&template]).await?.is_none() {
-        let unfinished = format!("{template}_unfinished");
+    if admin.query_opt(sql, &[&name]).await?.is_none() {
+        let unfinished = format!("{name}_unfinished");
         let drop_sql = format!(r#"DROP DATABASE IF EXISTS "{unfinished}" WITH (FORCE)"#);
         admin.batch_execute(&drop_sql).await?;
         admin
             .batch_execute(&format!(r#"CREATE DATABASE "{unfinished}""#))
             .await?;
-        migrate(database_url(&unfinished)).await?;
-        let sql = format!(r#"ALTER DATABASE "{unfinished}" RENAME TO "{template}""#);
+        fill(database_url(&unfinished)).await?;
+        let sql = format!(r#"ALTER DATABASE "{unfinished}" RENAME TO "{name}""#);
         admin.batch_execute(&sql).await?;
     }
     admin
-        .execute("SELECT pg_advisory_unlock($1)", &[&TEMPLATE_LOCK])
+        .execute(
+            "SELECT pg_advisory_unlock(hashtextextended($1, 0))",
+            &[&lock],
+        )
         .await?;
     Ok(())
-}
-
-async fn connect(url: &str) -> Result<Client> {
-    let connecting = tokio_postgres::connect(url, NoTls).await;
-    let (client, connection) = connecting.with_context(|| format!("cannot connect to {url}"))?;
-    tokio::spawn(connection);
-    Ok(client)
 }
 
 pub(crate) fn required(name: &str) -> String {

@@ -3,9 +3,8 @@
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use shared::{
-    db::{DbError, TenantTx, runs},
-    destination::Destination,
-    ids::{PromptId, RunId},
+    db::DbError,
+    ids::RunId,
     prompt::PromptSpec,
     run::RunTrigger,
     template::{Template, Values},
@@ -48,17 +47,13 @@ impl Job {
         })
     }
 
-    /// Renders the texts, or takes over what an earlier try was given. A round trip only where a
-    /// template names the previous output.
+    /// Renders the texts, or takes over what an earlier try was given.
     pub(crate) async fn render(
         mut self,
-        tx: &TenantTx,
-        prompt_id: PromptId,
+        previous_output: Option<String>,
         earlier: Option<Texts>,
     ) -> Result<Self, DbError> {
-        if self.uses_previous_output() {
-            self.previous_output = runs::previous_output(tx, prompt_id).await?;
-        }
+        self.previous_output = previous_output;
         if let Some(earlier) = earlier {
             self.texts = Ok(earlier);
             return Ok(self);
@@ -100,22 +95,6 @@ impl Job {
                 .format("%Y-%m-%d %H:%M %Z")
                 .to_string()
         })
-    }
-
-    fn uses_previous_output(&self) -> bool {
-        let subjects = self.spec.destinations().iter().filter_map(|one| match one {
-            Destination::Email(email) => email.subject(),
-            Destination::Webhook(_) | Destination::Storage => None,
-        });
-        [Some(self.spec.prompt_text()), self.spec.system_text()]
-            .into_iter()
-            .flatten()
-            .chain(subjects)
-            .any(|text| {
-                // The parser costs more than this look, which has no false negatives.
-                text.contains("previous")
-                    && Template::parse(text).is_ok_and(|template| template.uses_previous_output())
-            })
     }
 
     fn rendered(&self) -> Result<Texts, String> {

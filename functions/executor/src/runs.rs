@@ -40,7 +40,7 @@ pub(crate) async fn fire(
     prompt_id: PromptId,
 ) -> Result<(), DbError> {
     let tx = executor.db.tenant(tenant_id).await?;
-    let Some(due) = runs::lock_due(&tx, prompt_id).await? else {
+    let Some(mut due) = runs::lock_due(&tx, prompt_id).await? else {
         return tx.commit().await;
     };
     let spec = stored_spec(&due.spec)?;
@@ -60,7 +60,7 @@ pub(crate) async fn fire(
     };
     let run_id = RunId::new();
     let job = Job::new(run_id, &due.spec, slot, RunTrigger::Schedule)?
-        .render(&tx, prompt_id, None)
+        .render(due.previous_output.take(), None)
         .await?;
     let intent = intent(executor, &job);
     match runs::write_plan(tx, &due, &plan, attempts_max, Some((run_id, &intent))).await? {
@@ -93,7 +93,7 @@ pub(crate) async fn resume(
                 system: locked.rendered_system.take(),
             });
             let job = Job::new(run_id, &locked.spec, locked.scheduled_for, locked.trigger)?
-                .render(&tx, locked.prompt_id, earlier)
+                .render(locked.previous_output.take(), earlier)
                 .await?;
             let claim = runs::claim(tx, &locked, &intent(executor, &job)).await?;
             execute(executor, claim, job).await

@@ -130,7 +130,7 @@ pub async fn lock_due(
 /// the transaction. One round trip.
 ///
 /// # Errors
-/// When the database does not answer.
+/// `DbError::StaleLease` when it was locked in another transaction and somebody claimed it since.
 pub async fn claim(
     tx: TenantTx,
     delivery: &LockedDelivery,
@@ -145,41 +145,42 @@ pub async fn claim(
         attempt: delivery.attempt + i32::from(sends),
         attempts_max: delivery.attempts_max,
     };
-    tx.commit_with(&[step(
-        "-- deliveries::claim
-         UPDATE deliveries
-            SET status = 'sending', fence = $2, attempt = $3,
-                lease_expires_at = clock_timestamp() + $4::bigint * interval '1 millisecond'
-          WHERE id = $1",
-        &[
-            &claim.delivery_id.uuid(),
-            &claim.fence,
-            &claim.attempt,
-            &lease_ms,
-        ],
-    )])
-    .await?;
+    let results = tx
+        .commit_with(&[step(
+            "-- deliveries::claim
+             UPDATE deliveries
+                SET status = 'sending', fence = $2, attempt = $3,
+                    lease_expires_at = clock_timestamp() + $4::bigint * interval '1 millisecond'
+              WHERE id = $1 AND fence = $2::bigint - 1
+             RETURNING id",
+            &[
+                &claim.delivery_id.uuid(),
+                &claim.fence,
+                &claim.attempt,
+                &lease_ms,
+            ],
+        )])
+        .await?;
+    runs::one_changed(&results)?;
     Ok(claim)
 }
 
-/// Holds a delivery for longer. Two round trips.
+/// Holds a delivery for longer. Ends the transaction. One round trip.
 ///
 /// # Errors
 /// `DbError::StaleLease` when somebody else holds it.
 pub async fn renew(tx: TenantTx, claim: &DeliveryClaim, lease_ms: i64) -> Result<(), DbError> {
-    let changed = tx
-        .execute(
+    let results = tx
+        .commit_with(&[step(
             "-- deliveries::renew
              UPDATE deliveries
                 SET lease_expires_at = clock_timestamp() + $3::bigint * interval '1 millisecond'
-              WHERE id = $1 AND fence = $2 AND status = 'sending'",
+              WHERE id = $1 AND fence = $2 AND status = 'sending'
+             RETURNING id",
             &[&claim.delivery_id.uuid(), &claim.fence, &lease_ms],
-        )
+        )])
         .await?;
-    if changed == 0 {
-        return Err(DbError::StaleLease);
-    }
-    tx.commit().await
+    runs::one_changed(&results)
 }
 
 /// What an attempt came to.
@@ -404,6 +405,10 @@ pub async fn finish(
     let uncounted = i32::from(end.may_uncount && end.trigger != RunTrigger::Test);
     let results = tx.commit_with(&[
         step(
+            runs::INSERT_DELIVERIES,
+            &rows.params(&tenant, &run, &lease_ms),
+        ),
+        step(
             "-- deliveries::end_run
              UPDATE scheduled_prompt_runs
                 SET status = $2, reason = $3::text, completed_at = clock_timestamp(),
@@ -411,6 +416,14 @@ pub async fn finish(
                         THEN 'the output is kept, but not every destination has it' END
               WHERE id = $1 AND $2::text IS NOT NULL AND status IN ('generated', 'failed')",
             &[&run, &status, &end.reason],
+        ),
+        step(
+            runs::DROP_PAUSED_SLOT,
+            &[
+                &end.prompt_id.uuid(),
+                &RunId::new().uuid(),
+                &(end.pauses && counted.ends),
+            ],
         ),
         step(
             runs::COUNT_END,
@@ -424,10 +437,6 @@ pub async fn finish(
             ],
         ),
         step(
-            runs::INSERT_DELIVERIES,
-            &rows.params(&tenant, &run, &lease_ms),
-        ),
-        step(
             "-- deliveries::note_gone
              INSERT INTO gone_webhooks (tenant_id, url) SELECT $1::uuid, $2::text WHERE $2::text IS NOT NULL
              ON CONFLICT (tenant_id, url) DO NOTHING",
@@ -436,7 +445,7 @@ pub async fn finish(
         step(runs::INSERT_LOG, &log.params(&tenant, &run)),
     ])
     .await?;
-    runs::kept(results.get(2))
+    runs::kept(results.first())
 }
 
 /// What became of a request to send a delivery again.

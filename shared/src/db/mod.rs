@@ -159,19 +159,24 @@ async fn refuse_power(client: &Object) -> Result<(), DbError> {
     let row = client
         .query_one(
             "-- db::refuse_power
-             SELECT current_user::text AS name, rolsuper OR rolbypassrls AS bypasses,
+             SELECT current_user::text AS name,
+                    EXISTS (SELECT FROM pg_roles r
+                             WHERE (r.rolsuper OR r.rolbypassrls) AND pg_has_role(r.oid, 'MEMBER')) AS bypasses,
+                    EXISTS (SELECT FROM pg_roles r
+                             WHERE r.rolcreaterole AND pg_has_role(r.oid, 'MEMBER')) AS grants,
                     EXISTS (SELECT FROM pg_class c
                              WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
                                AND pg_has_role(c.relowner, 'MEMBER')) AS owns,
                     EXISTS (SELECT FROM pg_roles d
-                             WHERE d.rolname = 'carillon_definer' AND pg_has_role(d.oid, 'MEMBER')) AS defines
-               FROM pg_roles WHERE rolname = current_user",
+                             WHERE d.rolname = 'carillon_definer' AND pg_has_role(d.oid, 'MEMBER')) AS defines",
             &[],
         )
         .await?;
     let name: String = row.try_get("name")?;
     for (column, power) in [
+        // A member of such a role needs one statement to become it.
         ("bypasses", "bypasses row-level security"),
+        ("grants", "may make itself a member of other roles"),
         ("owns", "owns tables"),
         ("defines", "is a member of carillon_definer"),
     ] {

@@ -29,9 +29,24 @@ const LOCK_CLAIMS: &str = "-- runs::lock_claims
         hashtextextended('claims:' || current_setting('app.current_tenant_id'), 0))";
 
 const CAPACITY: &str = "-- runs::capacity
-    SELECT clock_timestamp() AS now, t.concurrent_runs_max,
+    SELECT clock_timestamp() AS now, t.status = 'active' AS tenant_is_active, t.concurrent_runs_max,
            (SELECT count(*) FROM scheduled_prompt_runs WHERE status = 'running') AS running
       FROM tenants t";
+
+/// The output of a prompt's last success, where the version `v` names it: most do not, and need not
+/// carry it.
+macro_rules! previous_output {
+    ($prompt_id:literal) => {
+        concat!(
+            "CASE WHEN v.spec::text LIKE '%previous%' THEN (
+                 SELECT o.output FROM scheduled_prompt_runs o
+                  WHERE o.prompt_id = ",
+            $prompt_id,
+            " AND o.status = 'succeeded' AND o.trigger <> 'test'
+                  ORDER BY o.completed_at DESC LIMIT 1) END AS previous_output"
+        )
+    };
+}
 
 /// The prompt of a wake-up, locked, and what stands in its way.
 #[derive(Debug)]
@@ -46,6 +61,8 @@ pub struct DuePrompt {
     pub spec_version: i64,
     /// That version, as stored.
     pub spec: Value,
+    /// The output of the last success, where that version may name it.
+    pub previous_output: Option<String>,
     /// Runs that `max_runs` still allows, queued ones taken off.
     pub runs_left: Option<u64>,
     /// Its runs that are not over, test runs apart.
@@ -54,7 +71,7 @@ pub struct DuePrompt {
     pub has_capacity: bool,
 }
 
-/// Locks a prompt if it is active and a slot of it is due. One round trip.
+/// Locks a prompt if it and its tenant are active and a slot of it is due. One round trip.
 ///
 /// # Errors
 /// When the database does not answer.
@@ -64,13 +81,24 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
         .pipeline(&[
             step(
                 "-- runs::lock_due
-                 SELECT p.next_run_at, p.spec_version, p.run_count, p.max_runs, v.spec
-                   FROM scheduled_prompts p
-                   JOIN prompt_versions v ON v.tenant_id = p.tenant_id AND v.prompt_id = p.id
-                                         AND v.version = p.spec_version
+                 SELECT p.id FROM scheduled_prompts p
                   WHERE p.id = $1 AND p.status = 'active' AND p.deleted_at IS NULL
                     AND p.next_run_at <= clock_timestamp()
-                    FOR NO KEY UPDATE OF p",
+                    FOR NO KEY UPDATE",
+                &[&id],
+            ),
+            // After the lock: a statement that waited for it would not see a version made meanwhile.
+            step(
+                concat!(
+                    "-- runs::due
+                     SELECT p.next_run_at, p.spec_version, p.run_count, p.max_runs, v.spec, ",
+                    previous_output!("p.id"),
+                    "  FROM scheduled_prompts p
+                       JOIN prompt_versions v ON v.tenant_id = p.tenant_id AND v.prompt_id = p.id
+                                             AND v.version = p.spec_version
+                      WHERE p.id = $1 AND p.status = 'active' AND p.deleted_at IS NULL
+                        AND p.next_run_at <= clock_timestamp()"
+                ),
                 &[&id],
             ),
             step(LOCK_CLAIMS, &[]),
@@ -84,10 +112,13 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
             step(CAPACITY, &[]),
         ])
         .await?;
-    let [prompt, _, open, capacity] = four(&results)?;
+    let [_, prompt, _, open, capacity] = in_order(&results)?;
     let (Some(prompt), Some(capacity)) = (prompt.first(), capacity.first()) else {
         return Ok(None);
     };
+    if !column::<bool>(capacity, "tenant_is_active")? {
+        return Ok(None);
+    }
     let not_counted = open
         .iter()
         .map(|row| column::<i32>(row, "attempt"))
@@ -99,6 +130,7 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
         next_run_at: column(prompt, "next_run_at")?,
         spec_version: column(prompt, "spec_version")?,
         spec: column(prompt, "spec")?,
+        previous_output: column(prompt, "previous_output")?,
         runs_left: runs_left(
             column(prompt, "max_runs")?,
             column(prompt, "run_count")?,
@@ -274,6 +306,8 @@ pub struct LockedRun {
     pub scheduled_for: DateTime<Utc>,
     /// The prompt's version that it runs.
     pub spec: Value,
+    /// The output of the prompt's last success, where that version may name it.
+    pub previous_output: Option<String>,
     /// What an earlier try gave the model.
     pub rendered_input: Option<String>,
     /// The system message beside it.
@@ -290,7 +324,7 @@ pub struct LockedRun {
 pub enum NextStep {
     /// Claim it.
     Claim,
-    /// Leave it: it is over, held by somebody, or not yet available.
+    /// Leave it: it is over, held by somebody, not yet available, or its tenant is suspended.
     Leave,
     /// Look again later: the prompt's overlap policy or the tenant's limit is in the way.
     Defer,
@@ -311,8 +345,11 @@ pub async fn lock(tx: &TenantTx, run_id: RunId) -> Result<Option<LockedRun>, DbE
             step(LOCK_PROMPT_OF_RUN, &[&id]),
             step(LOCK_CLAIMS, &[]),
             step(
-                "-- runs::lock
-                 SELECT r.prompt_id, r.status, r.trigger, r.scheduled_for, r.rendered_input, r.rendered_system, r.fence,
+                concat!(
+                    "-- runs::lock
+                 SELECT r.prompt_id, r.status, r.trigger, r.scheduled_for, r.rendered_input, r.rendered_system, r.fence, ",
+                    previous_output!("r.prompt_id"),
+                    ",
                         r.attempt, r.attempts_max, v.spec,
                         r.available_at <= clock_timestamp() AS available,
                         r.lease_expires_at <= clock_timestamp() AS lease_over,
@@ -325,23 +362,25 @@ pub async fn lock(tx: &TenantTx, run_id: RunId) -> Result<Option<LockedRun>, DbE
                    JOIN scheduled_prompts p ON p.tenant_id = r.tenant_id AND p.id = r.prompt_id
                    JOIN prompt_versions v ON v.tenant_id = r.tenant_id AND v.prompt_id = r.prompt_id
                                          AND v.version = r.prompt_version
-                  WHERE r.id = $1 FOR NO KEY UPDATE OF r",
+                  WHERE r.id = $1 FOR NO KEY UPDATE OF r"
+                ),
                 &[&id],
             ),
             step(CAPACITY, &[]),
         ])
         .await?;
-    let [_, _, run, capacity] = four(&results)?;
+    let [_, _, run, capacity] = in_order(&results)?;
     let (Some(run), Some(capacity)) = (run.first(), capacity.first()) else {
         return Ok(None);
     };
     Ok(Some(LockedRun {
         run_id,
         prompt_id: PromptId::from(column::<Uuid>(run, "prompt_id")?),
-        next: next_step(run, has_capacity(capacity)?)?,
+        next: next_step(run, capacity)?,
         trigger: word(run, "trigger")?,
         scheduled_for: column(run, "scheduled_for")?,
         spec: column(run, "spec")?,
+        previous_output: column(run, "previous_output")?,
         rendered_input: column(run, "rendered_input")?,
         rendered_system: column(run, "rendered_system")?,
         attempt: column(run, "attempt")?,
@@ -350,7 +389,12 @@ pub async fn lock(tx: &TenantTx, run_id: RunId) -> Result<Option<LockedRun>, DbE
     }))
 }
 
-fn next_step(run: &Row, has_capacity: bool) -> Result<NextStep, DbError> {
+fn next_step(run: &Row, capacity: &Row) -> Result<NextStep, DbError> {
+    // The sweeper passes over the tenant too; its runs are found again when it is resumed.
+    if !column::<bool>(capacity, "tenant_is_active")? {
+        return Ok(NextStep::Leave);
+    }
+    let has_capacity = has_capacity(capacity)?;
     let spent = column::<i32>(run, "attempt")? >= column::<i32>(run, "attempts_max")?;
     let lease_over = column::<Option<bool>>(run, "lease_over")?.unwrap_or(true);
     Ok(match word(run, "status")? {
@@ -374,7 +418,8 @@ fn next_step(run: &Row, has_capacity: bool) -> Result<NextStep, DbError> {
 }
 
 /// Claims a locked run: the next fence, a lease, the intent of a model call; the attempt of a
-/// vanished claimant becomes `unknown`. Ends the transaction. One round trip.
+/// vanished claimant becomes `unknown`. Where that begins the last run that `max_runs` allows, a
+/// slot that is due and not planned yet is recorded as skipped. Ends the transaction. One round trip.
 ///
 /// # Errors
 /// When the database does not answer; then nothing is kept.
@@ -383,7 +428,7 @@ pub async fn claim(tx: TenantTx, run: &LockedRun, intent: &Intent) -> Result<Cla
     let (id, fence, attempt) = (run.run_id.uuid(), run.fence + 1, run.attempt + 1);
     let (prompt, attempt_id) = (run.prompt_id.uuid(), AttemptId::new().uuid());
     let counts = run.attempt == 0 && run.trigger != RunTrigger::Test;
-    tx.commit_with(&[
+    let results = tx.commit_with(&[
         step(
             "-- runs::claim
              UPDATE scheduled_prompt_runs
@@ -391,7 +436,8 @@ pub async fn claim(tx: TenantTx, run: &LockedRun, intent: &Intent) -> Result<Cla
                     started_at = coalesce(started_at, clock_timestamp()),
                     lease_expires_at = clock_timestamp() + $4::bigint * interval '1 millisecond',
                     rendered_input = $5, provider = $6, model = $7, rendered_system = $8
-              WHERE id = $1",
+              WHERE id = $1 AND fence = $2::bigint - 1
+             RETURNING id",
             &[
                 &id,
                 &fence,
@@ -419,6 +465,20 @@ pub async fn claim(tx: TenantTx, run: &LockedRun, intent: &Intent) -> Result<Cla
             ],
         ),
         step(
+            "-- runs::drop_slot_over_limit
+             INSERT INTO scheduled_prompt_runs
+                    (tenant_id, id, prompt_id, scheduled_for, trigger, status, reason, attempts_max,
+                     prompt_version, completed_at)
+             SELECT p.tenant_id, $2, p.id, p.next_run_at, 'schedule', 'skipped', 'max_runs',
+                    p.max_retries + 1, p.spec_version, clock_timestamp()
+               FROM scheduled_prompts p
+              WHERE p.id = $1 AND $3::boolean AND p.status = 'active'
+                AND p.run_count + 1 >= p.max_runs AND p.next_run_at <= clock_timestamp()
+             ON CONFLICT (tenant_id, prompt_id, scheduled_for)
+                WHERE trigger IN ('schedule', 'backfill') DO NOTHING",
+            &[&prompt, &RunId::new().uuid(), &counts],
+        ),
+        step(
             "-- runs::count_claim
              UPDATE scheduled_prompts p
                 SET run_count = p.run_count + 1,
@@ -436,6 +496,7 @@ pub async fn claim(tx: TenantTx, run: &LockedRun, intent: &Intent) -> Result<Cla
         ),
     ])
     .await?;
+    one_changed(&results)?;
     Ok(Claim {
         tenant_id,
         prompt_id: run.prompt_id,
@@ -491,43 +552,22 @@ pub fn vanished_claim(tenant_id: TenantId, run: &LockedRun) -> Claim {
     }
 }
 
-/// The output of the prompt's last success.
-///
-/// # Errors
-/// When the database does not answer.
-pub async fn previous_output(
-    tx: &TenantTx,
-    prompt_id: PromptId,
-) -> Result<Option<String>, DbError> {
-    tx.query_opt(
-        "-- runs::previous_output
-         SELECT output FROM scheduled_prompt_runs
-          WHERE prompt_id = $1 AND status = 'succeeded' AND trigger <> 'test'
-          ORDER BY completed_at DESC LIMIT 1",
-        &[&prompt_id.uuid()],
-    )
-    .await?
-    .map_or(Ok(None), |row| column(&row, "output"))
-}
-
-/// Holds a claim for longer. Two round trips.
+/// Holds a claim for longer. Ends the transaction. One round trip.
 ///
 /// # Errors
 /// `DbError::StaleLease` when somebody else holds the run, or a caller cancelled it.
 pub async fn renew(tx: TenantTx, claim: &Claim, lease_ms: i64) -> Result<(), DbError> {
-    let changed = tx
-        .execute(
+    let results = tx
+        .commit_with(&[step(
             "-- runs::renew
              UPDATE scheduled_prompt_runs
                 SET lease_expires_at = clock_timestamp() + $3::bigint * interval '1 millisecond'
-              WHERE id = $1 AND fence = $2 AND status = 'running'",
+              WHERE id = $1 AND fence = $2 AND status = 'running'
+             RETURNING id",
             &[&claim.run_id.uuid(), &claim.fence, &lease_ms],
-        )
+        )])
         .await?;
-    if changed == 0 {
-        return Err(DbError::StaleLease);
-    }
-    tx.commit().await
+    one_changed(&results)
 }
 
 /// A model's answer, as it is kept.
@@ -805,7 +845,7 @@ async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Reco
             ),
         ])
         .await?;
-    let [prompt, run, secrets, gone] = four(&results)?;
+    let [prompt, run, secrets, gone] = in_order(&results)?;
     let (Some(prompt), Some(run)) = (prompt.first(), run.first()) else {
         return Err(DbError::StaleLease);
     };
@@ -857,6 +897,7 @@ pub async fn finish_output(
     );
     let counted = Counted::of(status, recorded.trigger);
     let results = tx.commit_with(&[
+        step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
         step(
             "-- runs::settle_ok
              UPDATE run_attempts
@@ -872,7 +913,6 @@ pub async fn finish_output(
                 &answer.cost_usd,
             ],
         ),
-        step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
         step(
             COUNT_END,
             &[
@@ -898,7 +938,7 @@ pub async fn finish_output(
         step(INSERT_LOG, &log.params(&tenant, &run)),
     ])
     .await?;
-    kept(results.get(1))
+    kept(results.first())
 }
 
 /// Settles the attempt, inserts a notice if there is one, counts, and commits. Gives the notices
@@ -937,6 +977,7 @@ pub async fn finish_failure(
     let pauses = recorded.pauses && counted.failures > 0;
     let results = tx
         .commit_with(&[
+            step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
             step(
                 "-- runs::settle_error
              UPDATE run_attempts
@@ -944,7 +985,10 @@ pub async fn finish_failure(
               WHERE run_id = $1 AND fence = $2",
                 &[&run, &claim.fence, &attempt_status, &failure.code],
             ),
-            step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
+            step(
+                DROP_PAUSED_SLOT,
+                &[&claim.prompt_id.uuid(), &RunId::new().uuid(), &pauses],
+            ),
             step(
                 COUNT_END,
                 &[
@@ -959,10 +1003,11 @@ pub async fn finish_failure(
             step(INSERT_LOG, &log.params(&tenant, &run)),
         ])
         .await?;
-    kept(results.get(1))
+    kept(results.first())
 }
 
-/// Keeps what a call cost although its run belongs to somebody else by now. Two round trips.
+/// Keeps what a call cost although its run belongs to somebody else by now. Ends the transaction.
+/// One round trip.
 ///
 /// # Errors
 /// When the database does not answer.
@@ -976,10 +1021,22 @@ pub async fn settle_late(
     let status = if answer.is_some() { "ok" } else { "unknown" };
     tx.commit_with(&[step(
         "-- runs::settle_late
-         UPDATE run_attempts
-            SET status = $3, input_tokens = $4, output_tokens = $5, cached_tokens = $6,
-                cost_usd = $7, error_code = 'stale_lease', ended_at = clock_timestamp()
-          WHERE run_id = $1 AND fence = $2 AND status IN ('started', 'unknown')",
+         WITH settled AS (
+             UPDATE run_attempts
+                SET status = $3, input_tokens = $4, output_tokens = $5, cached_tokens = $6,
+                    cost_usd = $7, error_code = 'stale_lease', ended_at = clock_timestamp()
+              WHERE run_id = $1 AND fence = $2 AND status IN ('started', 'unknown')
+             RETURNING tenant_id, status, input_tokens, output_tokens, cost_usd
+         )
+         INSERT INTO tenant_usage (tenant_id, period, runs, input_tokens, output_tokens, cost_settled_usd)
+         SELECT tenant_id, date_trunc('month', now() AT TIME ZONE 'UTC')::date, 1,
+                coalesce(input_tokens, 0), coalesce(output_tokens, 0), coalesce(cost_usd, 0)
+           FROM settled WHERE status = 'ok'
+         ON CONFLICT (tenant_id, period) DO UPDATE
+            SET runs = tenant_usage.runs + 1,
+                input_tokens = tenant_usage.input_tokens + excluded.input_tokens,
+                output_tokens = tenant_usage.output_tokens + excluded.output_tokens,
+                cost_settled_usd = tenant_usage.cost_settled_usd + excluded.cost_settled_usd",
         &[
             &claim.run_id.uuid(),
             &claim.fence,
@@ -1052,8 +1109,8 @@ pub enum Changed {
     Not(RunStatus),
 }
 
-/// Stops a run that is not over. A claimant finds its fence gone; deliveries that have not begun
-/// will not.
+/// Stops a run that is not over. A claimant finds its fence gone, and may yet say what its call
+/// cost; deliveries that have not begun will not.
 ///
 /// # Errors
 /// When the database does not answer.
@@ -1074,6 +1131,7 @@ pub async fn cancel(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
               WHERE id = $1",
             &[&run_id.uuid()],
         ),
+        step(SETTLE_UNKNOWN, &[&run_id.uuid()]),
         step(
             "-- runs::cancel_deliveries
              UPDATE deliveries SET status = 'exhausted', error_code = 'cancelled',
@@ -1119,6 +1177,7 @@ pub async fn retry(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
     match (status, has_output) {
         (RunStatus::Failed, true) => {
             tx.pipeline(&[
+                step(UNCOUNT_FAILURE, &[&run]),
                 step(
                     "-- runs::retry_gone_webhooks
                      DELETE FROM gone_webhooks g USING deliveries d
@@ -1141,13 +1200,13 @@ pub async fn retry(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
                       WHERE id = $1",
                     &[&run],
                 ),
-                step(UNCOUNT_FAILURE, &[&run]),
             ])
             .await?;
             Ok(Changed::Done)
         }
         (RunStatus::Failed | RunStatus::TimedOut, _) => {
             tx.pipeline(&[
+                step(UNCOUNT_FAILURE, &[&run]),
                 step(
                     "-- runs::retry
                      UPDATE scheduled_prompt_runs r
@@ -1158,7 +1217,6 @@ pub async fn retry(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
                       WHERE r.id = $1 AND p.tenant_id = r.tenant_id AND p.id = r.prompt_id",
                     &[&run],
                 ),
-                step(UNCOUNT_FAILURE, &[&run]),
             ])
             .await?;
             Ok(Changed::Done)
@@ -1212,11 +1270,16 @@ pub(super) const SECRETS: &str = "-- runs::secrets
                 THEN webhook_secret_previous_sealed END AS previous
       FROM tenants";
 
+/// A run that fails again after a retry has another notice, behind the earlier ones.
 pub(super) const INSERT_DELIVERIES: &str = "-- runs::insert_deliveries
     INSERT INTO deliveries
            (tenant_id, run_id, id, purpose, position, kind, target, destination, body, attempts_max,
             status, attempt, fence, lease_expires_at)
-    SELECT $1, $2, t.id, t.purpose, t.position, t.kind, t.target, t.destination, t.body, t.attempts_max,
+    SELECT $1, $2, t.id, t.purpose,
+           t.position + CASE t.purpose WHEN 'output' THEN 0 ELSE (
+               SELECT count(*)::int FROM deliveries earlier
+                WHERE earlier.run_id = $2 AND earlier.purpose = t.purpose) END,
+           t.kind, t.target, t.destination, t.body, t.attempts_max,
            'sending', 1, 1, clock_timestamp() + $3::bigint * interval '1 millisecond'
       FROM unnest($4::uuid[], $5::text[], $6::int[], $7::text[], $8::text[], $9::jsonb[], $10::bytea[],
                   $11::int[])
@@ -1250,10 +1313,28 @@ pub(super) const COUNT_END: &str = "-- runs::count_end
            version = version + CASE WHEN $6::boolean THEN 1 ELSE 0 END
      WHERE id = $1 AND $5::boolean";
 
+/// A slot that was due when its prompt was paused, and that nobody had looked at: $3 says whether
+/// the prompt is paused. To be sent before [`COUNT_END`], which takes the slot away.
+pub(super) const DROP_PAUSED_SLOT: &str = "-- runs::drop_paused_slot
+    INSERT INTO scheduled_prompt_runs
+           (tenant_id, id, prompt_id, scheduled_for, trigger, status, reason, attempts_max,
+            prompt_version, completed_at)
+    SELECT p.tenant_id, $2, p.id, p.next_run_at, 'schedule', 'skipped', 'paused',
+           p.max_retries + 1, p.spec_version, clock_timestamp()
+      FROM scheduled_prompts p
+     WHERE p.id = $1 AND $3::boolean AND p.next_run_at <= clock_timestamp()
+    ON CONFLICT (tenant_id, prompt_id, scheduled_for)
+       WHERE trigger IN ('schedule', 'backfill') DO NOTHING";
+
+/// To be sent before the run is reopened. The failures in a row are the newest ones that there are,
+/// so this one is among them when fewer are newer.
 const UNCOUNT_FAILURE: &str = "-- runs::uncount_failure
     UPDATE scheduled_prompts p
        SET failure_count = p.failure_count - 1,
-           consecutive_failures = greatest(p.consecutive_failures - 1, 0)
+           consecutive_failures = p.consecutive_failures - CASE WHEN p.consecutive_failures > (
+               SELECT count(*) FROM scheduled_prompt_runs f
+                WHERE f.prompt_id = r.prompt_id AND f.status IN ('failed', 'timed_out')
+                  AND f.trigger <> 'test' AND f.completed_at > r.completed_at) THEN 1 ELSE 0 END
       FROM scheduled_prompt_runs r
      WHERE r.id = $1 AND r.trigger <> 'test' AND p.tenant_id = r.tenant_id AND p.id = r.prompt_id";
 
@@ -1468,9 +1549,16 @@ fn runs_left(max_runs: Option<i32>, run_count: i64, queued: usize) -> Option<u64
     max_runs.map(|max| u64::try_from(i64::from(max).saturating_sub(taken)).unwrap_or(0))
 }
 
-fn four(results: &[Vec<Row>]) -> Result<[&[Row]; 4], DbError> {
-    match results {
-        [a, b, c, d] => Ok([a, b, c, d]),
-        _ => Err(DbError::Aborted),
+/// Whether the first statement of a pipeline changed its row.
+pub(super) fn one_changed(results: &[Vec<Row>]) -> Result<(), DbError> {
+    match results.first().map(Vec::as_slice) {
+        Some([_]) => Ok(()),
+        _ => Err(DbError::StaleLease),
     }
+}
+
+/// The results of a pipeline of that many statements.
+fn in_order<const N: usize>(results: &[Vec<Row>]) -> Result<[&[Row]; N], DbError> {
+    let results: &[Vec<Row>; N] = results.try_into().map_err(|_| DbError::Aborted)?;
+    Ok(results.each_ref().map(Vec::as_slice))
 }

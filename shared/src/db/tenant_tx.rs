@@ -94,8 +94,9 @@ impl TenantTx {
 
     /// Runs a statement without a result and says how many rows it changed.
     pub(super) async fn execute(&self, sql: &str, params: &[Param<'_>]) -> Result<u64, DbError> {
-        let statement = self.connection()?.prepare_cached(sql).await?;
         let connection = self.connection()?;
+        let prepared = connection.prepare_cached(sql).await;
+        let statement = self.watch(prepared.map_err(DbError::from))?;
         let opening = self.opening();
         let (opened, changed) =
             futures_util::join!(opening, connection.execute(&statement, params));
@@ -132,23 +133,31 @@ impl TenantTx {
             _ => {}
         }
         let statements = self.prepare(steps).await?;
-        let results = {
-            let connection = self.connection()?;
-            let opening = self.opening();
-            let sent = join_all(
-                steps
-                    .iter()
-                    .zip(&statements)
-                    .map(|(step, statement)| connection.query(statement, step.params)),
-            );
-            let (opened, results, committed) =
-                futures_util::join!(opening, sent, connection.batch_execute("COMMIT"));
-            opened?;
-            // A commit after a failed statement answers without an error and keeps nothing.
-            let results = results.into_iter().collect::<Result<Vec<_>, _>>()?;
-            committed?;
-            results
-        };
+        let results =
+            {
+                let connection = self.connection()?;
+                let opening = self.opening();
+                let sent = join_all(steps.iter().zip(&statements).map(
+                    async |(step, statement)| {
+                        let rows = connection.query(statement, step.params).await;
+                        self.watch(rows.map_err(DbError::from))
+                    },
+                ));
+                // Polled last, when every statement is on its way, or was refused before it was sent:
+                // the server would not know of that one, and keep the others.
+                let commit = async {
+                    match self.state.load(Ordering::Relaxed) {
+                        FAILED => Err(DbError::Aborted),
+                        _ => Ok(connection.batch_execute("COMMIT").await?),
+                    }
+                };
+                let (opened, results, committed) = futures_util::join!(opening, sent, commit);
+                opened?;
+                // A commit after a failed statement answers without an error and keeps nothing.
+                let results = results.into_iter().collect::<Result<Vec<_>, _>>()?;
+                committed?;
+                results
+            };
         drop(self.connection.take());
         Ok(results)
     }
@@ -179,7 +188,9 @@ impl TenantTx {
 
     async fn prepare(&self, steps: &[Step<'_>]) -> Result<Vec<Statement>, DbError> {
         let connection = self.connection()?;
-        Ok(try_join_all(steps.iter().map(|step| connection.prepare_cached(step.sql))).await?)
+        let prepared = try_join_all(steps.iter().map(|step| connection.prepare_cached(step.sql)));
+        // Inside a transaction a refused text has ended it as a refused statement has.
+        self.watch(prepared.await.map_err(DbError::from))
     }
 
     fn connection(&self) -> Result<&Object, DbError> {

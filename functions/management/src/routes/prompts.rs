@@ -1,5 +1,10 @@
 //! The routes of scheduled prompts.
 
+#![expect(
+    unused_qualifications,
+    reason = "utoipa qualifies the types of parameters"
+)]
+
 mod change;
 mod preview;
 mod view;
@@ -10,6 +15,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use shared::{
     api_key::Role,
@@ -24,17 +30,18 @@ use shared::{
     ids::{PromptId, UserId},
     message::WakeUp,
     prompt::{NAME_CHARS_MAX, PromptBody, PromptPatch, TAG_CHARS_MAX, TAGS_MAX},
-    run::{RunStatus, RunTrigger},
+    run::RunTrigger,
     schedule::ScheduleType,
 };
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
 
 use self::{
     change::{Changed, Edit},
     view::{PromptSummary, PromptView},
 };
-use super::runs::Wanted;
+use super::runs::{RunListParams, Wanted};
 use crate::{
     app::App,
     auth::Caller,
@@ -105,23 +112,7 @@ async fn create_prompt(
 /// `system_text` and `context` come with a single prompt.
 #[utoipa::path(
     get, path = "/v1/prompts", tag = "prompts",
-    params(
-        ("status" = Option<Vec<PromptStatus>>, Query, description = "Only these statuses; repeat it for several"),
-        ("schedule_type" = Option<Vec<ScheduleType>>, Query, description = "Only these types of schedule; repeat it for several"),
-        ("tag_any" = Option<Vec<String>>, Query, max_items = 20, description = "With at least one of these tags; repeat it for several"),
-        ("tag_all" = Option<Vec<String>>, Query, max_items = 20, description = "With all of these tags; repeat it for several"),
-        ("name_contains" = Option<String>, Query, min_length = 1, max_length = 200, description = "With this text in its name, whatever the case"),
-        ("external_id" = Option<String>, Query, min_length = 1, max_length = 200, description = "With your own id"),
-        ("user_id" = Option<Uuid>, Query, description = "Only this user's"),
-        ("next_run_after" = Option<DateTime<Utc>>, Query, description = "With a next slot at or after this"),
-        ("next_run_before" = Option<DateTime<Utc>>, Query, description = "With a next slot before this"),
-        ("created_after" = Option<DateTime<Utc>>, Query, description = "Made at or after this"),
-        ("created_before" = Option<DateTime<Utc>>, Query, description = "Made before this"),
-        ("sort" = Option<SortBy>, Query, description = "`created` unless given. Prompts without a next slot count as farthest in the future"),
-        ("order" = Option<Order>, Query, description = "`desc` for `created`, else `asc`, unless given"),
-        ("limit" = Option<u8>, Query, minimum = 1, maximum = 100, description = "Items a page; 50 unless given"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
-    ),
+    params(ListParams),
     responses((status = 200, description = "A page of prompts", body = Page<PromptSummary>))
 )]
 async fn list_prompts(
@@ -164,7 +155,7 @@ async fn get_prompt(
     put, path = "/v1/prompts/{id}", tag = "prompts",
     params(
         ("id" = Uuid, Path, description = "The prompt"),
-        ("If-Match" = Option<String>, Header, description = "Only if the prompt is at the version of this ETag"),
+        IfMatchParam,
     ),
     request_body = PromptBody,
     responses(
@@ -199,7 +190,7 @@ async fn replace_prompt(
     patch, path = "/v1/prompts/{id}", tag = "prompts",
     params(
         ("id" = Uuid, Path, description = "The prompt"),
-        ("If-Match" = Option<String>, Header, description = "Only if the prompt is at the version of this ETag"),
+        IfMatchParam,
     ),
     request_body(content = PromptPatch, example = json!({ "prompt_name": "Evening brief", "max_runs": null })),
     responses(
@@ -401,13 +392,7 @@ async fn run_prompt(
     get, path = "/v1/prompts/{id}/runs", tag = "prompts",
     params(
         ("id" = Uuid, Path, description = "The prompt"),
-        ("status" = Option<Vec<RunStatus>>, Query, description = "Only these statuses; repeat it for several"),
-        ("trigger" = Option<Vec<RunTrigger>>, Query, description = "Only what these made; repeat it for several"),
-        ("since" = Option<DateTime<Utc>>, Query, description = "Only runs made at or after this"),
-        ("until" = Option<DateTime<Utc>>, Query, description = "Only runs made before this"),
-        ("order" = Option<Order>, Query, description = "`desc` (newest first) unless given"),
-        ("limit" = Option<u8>, Query, minimum = 1, maximum = 100, description = "Items a page; 50 unless given"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        RunListParams,
     ),
     responses((status = 200, description = "A page of runs", body = Page<RunSummary>))
 )]
@@ -435,6 +420,9 @@ struct NoteBody {
 }
 
 fn note(body: &Value) -> Result<Option<&str>, ApiError> {
+    if body.is_null() {
+        return Ok(None);
+    }
     let mut fields = Fields::new(body);
     let note = fields.optional("note").text(0..=NOTE_CHARS_MAX);
     Ok(fields.finish(Some(note))?)
@@ -450,6 +438,9 @@ struct RunBody {
 }
 
 fn trigger(body: &Value) -> Result<RunTrigger, ApiError> {
+    if body.is_null() {
+        return Ok(RunTrigger::Manual);
+    }
     let mut fields = Fields::new(body);
     let test = fields.optional("test").boolean().unwrap_or(false);
     let trigger = if test {
@@ -474,6 +465,75 @@ fn changed(changed: Changed) -> Result<Answer, ApiError> {
         None => answer.unchanged(),
     })
 }
+
+/// Which version a change is meant for.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes the header; `IfMatch` reads it")]
+struct IfMatchParam {
+    /// Only if the prompt is at the version of this ETag.
+    #[param(
+        rename = "If-Match",
+        required = false,
+        pattern = r#"^(\*|"[0-9]+")$"#,
+        example = "\"1\""
+    )]
+    if_match: String,
+}
+
+/// How prompts are chosen.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(
+    dead_code,
+    reason = "describes the query string; `List::read` reads it"
+)]
+struct ListParams {
+    /// Only these statuses; repeat it for several.
+    status: Option<Vec<PromptStatus>>,
+    /// Only these types of schedule; repeat it for several.
+    schedule_type: Option<Vec<ScheduleType>>,
+    /// With at least one of these tags; repeat it for several.
+    #[param(inline, max_items = 20)]
+    tag_any: Option<Vec<Tag>>,
+    /// With all of these tags; repeat it for several.
+    #[param(inline, max_items = 20)]
+    tag_all: Option<Vec<Tag>>,
+    /// With this text in its name, whatever the case.
+    #[param(min_length = 1, max_length = 200)]
+    name_contains: Option<String>,
+    /// With your own id.
+    #[param(min_length = 1, max_length = 200)]
+    external_id: Option<String>,
+    /// Only this user's.
+    user_id: Option<Uuid>,
+    /// With a next slot at or after this.
+    next_run_after: Option<DateTime<Utc>>,
+    /// With a next slot before this.
+    next_run_before: Option<DateTime<Utc>>,
+    /// Made at or after this.
+    created_after: Option<DateTime<Utc>>,
+    /// Made before this.
+    created_before: Option<DateTime<Utc>>,
+    /// `created` unless given. Prompts without a next slot count as farthest in the future.
+    #[param(inline)]
+    sort: Option<SortBy>,
+    /// `desc` for `created`, else `asc`, unless given.
+    #[param(inline)]
+    order: Option<Order>,
+    /// Items a page; 50 unless given.
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u8>,
+    /// `next_cursor` of the page before, with the same sort and order.
+    #[param(min_length = 1)]
+    cursor: Option<String>,
+}
+
+/// A word to find prompts by.
+#[derive(ToSchema)]
+#[schema(min_length = 1, max_length = 50)]
+#[expect(dead_code, reason = "describes a parameter")]
+struct Tag(String);
 
 /// What a list is sorted by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]

@@ -1,0 +1,334 @@
+//! A worker without a model and without destinations: the executor's transactions, one for one,
+//! with what the outside world does given as an argument.
+//!
+//! It decides nothing that the executor does not decide.
+
+use anyhow::Result;
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+use rust_decimal::Decimal;
+use serde_json::{Value, json};
+use shared::db::{
+    Db, DbError, TenantTx,
+    deliveries::{self, DeliveryClaim, LockedDelivery, RunEnd, Settled},
+    runs::{
+        self, AfterFailure, Answer, Claim, DuePrompt, Failure, Intent, LockedRun, NewDelivery,
+        NextStep, Recorded, Tokens,
+    },
+};
+use shared::destination::Kind;
+use shared::ids::{DeliveryId, PromptId, RunId, TenantId};
+use shared::prompt::{Misfire, Overlap};
+use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
+use shared::slots::{self, Fate, Plan, Policy};
+
+/// A lease that outlives any test.
+pub const LONG_MS: i64 = 600_000;
+
+/// How long a kept-back run waits.
+const DEFER_MS: i64 = 0;
+
+/// What a claimant is about to do, for so long.
+#[must_use]
+pub fn intent(lease_ms: i64) -> Intent {
+    Intent {
+        rendered_input: Some("say something".to_owned()),
+        rendered_system: None,
+        provider: "echo",
+        model: "echo".to_owned(),
+        lease_ms,
+    }
+}
+
+/// The plan of a prompt that has a slot each minute, by the policies in its spec.
+#[must_use]
+pub fn plan(due: &DuePrompt) -> Plan {
+    plan_until(due, None)
+}
+
+/// The same, of a schedule that ends.
+#[must_use]
+pub fn plan_until(due: &DuePrompt, end: Option<DateTime<Utc>>) -> Plan {
+    let word = |name: &str| due.spec.get(name).and_then(Value::as_str);
+    let policy = Policy {
+        overlap: overlap(due),
+        misfire: match word("misfire") {
+            Some("skip") => Misfire::Skip,
+            Some("run_latest") => Misfire::RunLatest,
+            _ => Misfire::RunAll,
+        },
+        catchup_window_s: 900,
+        runs_left: due.runs_left,
+    };
+    slots::plan(due.next_run_at, due.now, policy, &due.open, |after| {
+        Some(after + TimeDelta::minutes(1)).filter(|slot| end.is_none_or(|end| *slot <= end))
+    })
+}
+
+fn overlap(due: &DuePrompt) -> Overlap {
+    match due.spec.get("overlap").and_then(Value::as_str) {
+        Some("skip") => Overlap::Skip,
+        Some("buffer_one") => Overlap::BufferOne,
+        _ => Overlap::AllowAll,
+    }
+}
+
+/// Plans the due slots of a prompt and claims the first that may run now.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn fire(
+    db: &Db,
+    tenant: TenantId,
+    prompt: PromptId,
+    lease_ms: i64,
+) -> Result<Option<Claim>, DbError> {
+    let tx = db.tenant(tenant).await?;
+    let Some(due) = runs::lock_due(&tx, prompt).await? else {
+        tx.commit().await?;
+        return Ok(None);
+    };
+    let plan = plan(&due);
+    let runs = plan.rows.iter().any(|row| row.fate == Fate::Run);
+    let must_wait = overlap(&due) != Overlap::AllowAll && due.open.iter().any(|run| !run.queued);
+    let intent = intent(lease_ms);
+    let claim = (runs && !must_wait && due.has_capacity).then(|| (RunId::new(), &intent));
+    let attempts_max = due.spec.get("max_retries").and_then(Value::as_i64);
+    let attempts_max = attempts_max.map_or(1, |retries| retries + 1);
+    let attempts_max = i32::try_from(attempts_max).unwrap_or(1);
+    runs::write_plan(tx, &due, &plan, attempts_max, claim).await
+}
+
+/// What became of a run that was looked at.
+#[derive(Debug)]
+pub enum Looked {
+    /// It is ours.
+    Claimed(Claim),
+    /// Its claimant vanished during the last try, and it was failed.
+    GaveUp,
+    /// Anything else.
+    Other(NextStep),
+    /// There is none.
+    NoRun,
+}
+
+/// Claims a queued run whose time has come, or one whose claimant vanished.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn resume(
+    db: &Db,
+    tenant: TenantId,
+    run: RunId,
+    lease_ms: i64,
+) -> Result<Looked, DbError> {
+    let tx = db.tenant(tenant).await?;
+    let Some(locked) = runs::lock(&tx, run).await? else {
+        tx.commit().await?;
+        return Ok(Looked::NoRun);
+    };
+    match locked.next {
+        NextStep::Claim => {
+            let claim = runs::claim(tx, &locked, &intent(lease_ms)).await?;
+            return Ok(Looked::Claimed(claim));
+        }
+        NextStep::Leave => tx.commit().await?,
+        NextStep::Defer => runs::defer(tx, &locked, DEFER_MS).await?,
+        NextStep::SkipLimit => runs::skip_over_limit(tx, &locked).await?,
+        NextStep::GiveUp => {
+            tx.commit().await?;
+            give_up(db, tenant, &locked).await?;
+            return Ok(Looked::GaveUp);
+        }
+    }
+    Ok(Looked::Other(locked.next))
+}
+
+async fn give_up(db: &Db, tenant: TenantId, locked: &LockedRun) -> Result<(), DbError> {
+    let claim = runs::vanished_claim(tenant, locked);
+    let failure = failure("worker_lost", AfterFailure::End(RunStatus::Failed));
+    match fail(db, &claim, &failure, "unknown").await {
+        // The claimant was only slow.
+        Err(DbError::StaleLease) => Ok(()),
+        recorded => recorded.map(|_| ()),
+    }
+}
+
+/// A failure of that code.
+#[must_use]
+pub fn failure(code: &str, then: AfterFailure) -> Failure {
+    Failure {
+        code: code.to_owned(),
+        message: "it failed".to_owned(),
+        then,
+    }
+}
+
+/// Records a failed try.
+///
+/// # Errors
+/// `DbError::StaleLease` for a claimant that lost its run.
+pub async fn fail(
+    db: &Db,
+    claim: &Claim,
+    failure: &Failure,
+    attempt_status: &'static str,
+) -> Result<Recorded, DbError> {
+    let tx = db.tenant(claim.tenant_id).await?;
+    let recorded = runs::record_failure(&tx, claim, failure).await?;
+    runs::finish_failure(tx, claim, &recorded, failure, attempt_status, &[], LONG_MS).await?;
+    Ok(recorded)
+}
+
+/// What the model answers: one cent for ten tokens.
+#[must_use]
+pub fn answer(output: &str) -> Answer<'_> {
+    Answer {
+        output,
+        truncated: false,
+        sha256: [7; 32],
+        model: "echo",
+        output_uri: None,
+        tokens: Some(Tokens {
+            input: 7,
+            output: 3,
+            cached: 1,
+        }),
+        cost_usd: Some(Decimal::new(1, 2)),
+        price_version: "2026-10-21",
+        latency_ms: 12,
+    }
+}
+
+/// An output's delivery to one webhook, or to an email address that asks to hold.
+#[must_use]
+pub fn new_delivery(position: i32, target: &str) -> NewDelivery {
+    NewDelivery {
+        id: DeliveryId::new(),
+        purpose: "output",
+        position,
+        kind: Kind::Webhook,
+        target: target.to_owned(),
+        destination: json!({"kind": "webhook", "url": target}),
+        body: Some(Bytes::from_static(b"{}")),
+        attempts_max: 8,
+    }
+}
+
+/// Records an answer with `destinations` deliveries, which this worker then holds.
+///
+/// # Errors
+/// `DbError::StaleLease` for a claimant that lost its run.
+pub async fn succeed(
+    db: &Db,
+    claim: &Claim,
+    destinations: i32,
+) -> Result<Vec<DeliveryClaim>, DbError> {
+    let answer = answer("an answer");
+    let status = if destinations > 0 {
+        RunStatus::Generated
+    } else {
+        RunStatus::Succeeded
+    };
+    let tx = db.tenant(claim.tenant_id).await?;
+    let recorded = runs::record_output(&tx, claim, &answer, status).await?;
+    let rows: Vec<NewDelivery> = (0..destinations)
+        .map(|position| new_delivery(position, "https://hooks.example/1"))
+        .collect();
+    let borrowed: Vec<&NewDelivery> = rows.iter().collect();
+    runs::finish_output(tx, claim, &recorded, &answer, status, &borrowed, LONG_MS).await?;
+    Ok(rows.iter().map(|row| held(claim, row)).collect())
+}
+
+/// The claim that an inserter has on its delivery.
+#[must_use]
+pub fn held(claim: &Claim, row: &NewDelivery) -> DeliveryClaim {
+    DeliveryClaim {
+        tenant_id: claim.tenant_id,
+        run_id: claim.run_id,
+        delivery_id: row.id,
+        fence: 1,
+        attempt: 1,
+        attempts_max: row.attempts_max,
+    }
+}
+
+/// What an attempt to deliver came to.
+#[must_use]
+pub fn settled(status: DeliveryStatus) -> Settled {
+    Settled {
+        status,
+        retry_in_ms: 0,
+        response_status: Some(200),
+        response_excerpt: Some("thanks".to_owned()),
+        location: None,
+        error_code: None,
+        error_message: None,
+        gone_url: None,
+    }
+}
+
+/// Settles a delivery, and with the last one its run.
+///
+/// # Errors
+/// `DbError::StaleLease` for a sender that lost its delivery.
+pub async fn settle(
+    db: &Db,
+    claim: &DeliveryClaim,
+    status: DeliveryStatus,
+) -> Result<RunEnd, DbError> {
+    settle_as(db, claim, &settled(status)).await
+}
+
+/// The same, with all that was found.
+///
+/// # Errors
+/// `DbError::StaleLease` for a sender that lost its delivery.
+pub async fn settle_as(
+    db: &Db,
+    claim: &DeliveryClaim,
+    settled: &Settled,
+) -> Result<RunEnd, DbError> {
+    let tx = db.tenant(claim.tenant_id).await?;
+    let end = deliveries::settle(&tx, claim, settled).await?;
+    deliveries::finish(tx, claim, settled, &end, &[], LONG_MS).await?;
+    Ok(end)
+}
+
+/// Claims a delivery that is due.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn take_delivery(
+    db: &Db,
+    tenant: TenantId,
+    delivery: DeliveryId,
+    lease_ms: i64,
+) -> Result<Option<(DeliveryClaim, LockedDelivery)>, DbError> {
+    let tx = db.tenant(tenant).await?;
+    let Some(locked) = deliveries::lock_due(&tx, delivery).await? else {
+        tx.commit().await?;
+        return Ok(None);
+    };
+    let claim = deliveries::claim(tx, &locked, true, lease_ms).await?;
+    Ok(Some((claim, locked)))
+}
+
+/// Queues a run outside the schedule.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn enqueue(
+    db: &Db,
+    tenant: TenantId,
+    prompt: PromptId,
+    trigger: RunTrigger,
+) -> Result<Option<RunId>, DbError> {
+    let tx: TenantTx = db.tenant(tenant).await?;
+    let queued = match runs::enqueue(&tx, prompt, trigger).await? {
+        runs::Enqueue::Queued(run) => Some(run),
+        runs::Enqueue::NoSuchPrompt | runs::Enqueue::PromptEnded => None,
+    };
+    tx.commit().await?;
+    Ok(queued)
+}

@@ -1,0 +1,1214 @@
+//! Two tenants in one database, and nothing of one is seen, changed or counted by the other.
+//!
+//! Every public function of `shared::db` is called by tenant A with the ids of tenant B. The list of
+//! functions is read from the source: one without a case here fails the test.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests may panic")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use chrono::{TimeDelta, Utc};
+use serde_json::{Value, json};
+use shared::api_key::Role;
+use shared::db::{
+    Db, DbError, TenantTx,
+    audit::{self, Action, Actor, Event, Outcome},
+    auth::{self, NewKey, Revoke},
+    deliveries::{self, DeliveryClaim, LockedDelivery, Redeliver},
+    health,
+    history::{self, RunFilter, RunPage},
+    idempotency::{self, Begin},
+    migrate::{self, RolePasswords},
+    prompts::{self, DroppedSlots, NewPrompt, NewSpec, NewStatus, Order, PromptStatus, Sort},
+    retention,
+    runs::{self, AfterFailure, Changed, Claim, Enqueue, LockedRun},
+    system,
+    tenants::{self, Changes, NewTenant, TenantStatus},
+};
+use shared::ids::{ApiKeyId, DeliveryId, PromptId, RunId, TenantId, UserId};
+use shared::message::WakeUp;
+use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
+use shared::secret::Secret;
+use tests::stage::{self, Stage, Tenant, config, prompt, role_url, spec, tenant};
+use tests::tap::Tap;
+use tests::worker::{
+    LONG_MS, answer, enqueue, failure, fire, intent, plan, resume, settle, settle_as, settled,
+    succeed,
+};
+use tests::{connect, database_url};
+use tokio_postgres::{Client, error::SqlState};
+use uuid::Uuid;
+
+const HOOK: &str = "https://hooks.example/gone";
+const KEY: &str = "the same key";
+const HASH: [u8; 32] = [1; 32];
+
+/// One tenant, and one of each of its objects.
+struct Side {
+    tenant: Tenant,
+    email: String,
+    key: ApiKeyId,
+    /// Has a slot that is due, and the last success.
+    due: PromptId,
+    /// A run of it that waits.
+    queued: RunId,
+    /// A run of it that failed because of its delivery.
+    failed: RunId,
+    /// That delivery.
+    exhausted: DeliveryId,
+    /// A run under way.
+    running: Claim,
+    /// A delivery that is being sent.
+    sending: DeliveryClaim,
+    /// A delivery whose next attempt has come.
+    waiting: DeliveryId,
+    /// The run of it.
+    generated: RunId,
+}
+
+struct World {
+    stage: Stage,
+    a: Side,
+    b: Side,
+}
+
+impl World {
+    async fn new() -> Self {
+        let stage = Stage::new(6).await.unwrap();
+        let a = side(&stage, "a").await;
+        let b = side(&stage, "b").await;
+        Self { stage, a, b }
+    }
+
+    fn db(&self) -> &Db {
+        &self.stage.db
+    }
+
+    /// A transaction of tenant A.
+    async fn a(&self) -> TenantTx {
+        self.stage.tx(self.a.tenant.id).await.unwrap()
+    }
+
+    /// What B locked, after B has let it go.
+    async fn of_b<T>(&self, look: impl AsyncFnOnce(&TenantTx) -> T) -> T {
+        let tx = self.stage.tx(self.b.tenant.id).await.unwrap();
+        let found = look(&tx).await;
+        tx.rollback().await.unwrap();
+        found
+    }
+
+    async fn due_of_b(&self) -> runs::DuePrompt {
+        self.of_b(async |tx| runs::lock_due(tx, self.b.due).await)
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    async fn run_of_b(&self) -> LockedRun {
+        self.of_b(async |tx| runs::lock(tx, self.b.queued).await)
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    async fn delivery_of_b(&self) -> LockedDelivery {
+        self.of_b(async |tx| deliveries::lock_due(tx, self.b.waiting).await)
+            .await
+            .unwrap()
+            .unwrap()
+    }
+}
+
+async fn side(stage: &Stage, name: &str) -> Side {
+    let db = &stage.db;
+    let tenant = tenant(db, name).await.unwrap();
+    let email = format!("editor@{name}.example");
+    let key = ApiKeyId::new();
+    let tx = stage.tx(tenant.id).await.unwrap();
+    let user_id = auth::user_with_email(&tx, &email, Role::Editor)
+        .await
+        .unwrap();
+    auth::insert_key(&tx, &new_key(key, user_id)).await.unwrap();
+    let event = event(Some(key.uuid()));
+    idempotency::commit(tx, Some(&event), Some(&kept_answer()))
+        .await
+        .unwrap();
+
+    let due = due_prompt(db, tenant, &json!({"external_id": "the same id"})).await;
+    let claim = fire(db, tenant.id, due, LONG_MS).await.unwrap().unwrap();
+    succeed(db, &claim, 0).await.unwrap();
+    let (failed, exhausted) = failed_run(stage, tenant, due).await;
+    let queued = enqueue(db, tenant.id, due, RunTrigger::Manual)
+        .await
+        .unwrap()
+        .unwrap();
+    set_due(stage, due).await;
+
+    let other = due_prompt(db, tenant, &json!({})).await;
+    let running = fire(db, tenant.id, other, LONG_MS).await.unwrap().unwrap();
+    let third = due_prompt(db, tenant, &json!({})).await;
+    let claim = fire(db, tenant.id, third, LONG_MS).await.unwrap().unwrap();
+    let sent = succeed(db, &claim, 2).await.unwrap();
+    settle(db, &sent[1], DeliveryStatus::Retrying)
+        .await
+        .unwrap();
+    Side {
+        tenant,
+        email,
+        key,
+        due,
+        queued,
+        failed,
+        exhausted,
+        running,
+        sending: sent[0],
+        waiting: sent[1].delivery_id,
+        generated: claim.run_id,
+    }
+}
+
+async fn failed_run(stage: &Stage, tenant: Tenant, prompt: PromptId) -> (RunId, DeliveryId) {
+    let db = &stage.db;
+    let run = enqueue(db, tenant.id, prompt, RunTrigger::Manual)
+        .await
+        .unwrap()
+        .unwrap();
+    let claim = claimed(db, tenant.id, run).await;
+    let sent = succeed(db, &claim, 1).await.unwrap();
+    let mut gone = settled(DeliveryStatus::Exhausted);
+    gone.gone_url = Some(HOOK.to_owned());
+    let end = settle_as(db, &sent[0], &gone).await.unwrap();
+    assert_eq!(end.status, Some(RunStatus::Failed));
+    (run, sent[0].delivery_id)
+}
+
+async fn claimed(db: &Db, tenant: TenantId, run: RunId) -> Claim {
+    match resume(db, tenant, run, LONG_MS).await.unwrap() {
+        tests::worker::Looked::Claimed(claim) => claim,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn due_prompt(db: &Db, tenant: Tenant, changes: &Value) -> PromptId {
+    let slot = Utc::now() - TimeDelta::seconds(30);
+    prompt(db, tenant, changes, Some(slot)).await.unwrap()
+}
+
+async fn set_due(stage: &Stage, prompt: PromptId) {
+    let sql =
+        "UPDATE scheduled_prompts SET next_run_at = now() - interval '1 second' WHERE id = $1";
+    let changed = stage.admin.execute(sql, &[&prompt.uuid()]).await.unwrap();
+    assert_eq!(changed, 1);
+}
+
+fn new_key(id: ApiKeyId, user_id: UserId) -> NewKey<'static> {
+    NewKey {
+        id,
+        user_id,
+        name: "a key",
+        prefix: "ck_test_",
+        hash: HASH,
+        role: Role::Editor,
+        expires_at: None,
+    }
+}
+
+fn event(target_id: Option<Uuid>) -> Event {
+    Event {
+        actor: Actor::Platform,
+        action: Action::ApiKeyCreated,
+        target_id,
+        outcome: Outcome::Ok,
+        request_id: "request".to_owned(),
+        detail: json!({}),
+    }
+}
+
+fn kept_answer() -> idempotency::Answer {
+    idempotency::Answer {
+        key: KEY.to_owned(),
+        request_hash: HASH,
+        status: 201,
+        sealed: b"sealed".to_vec(),
+    }
+}
+
+/// Every row of a tenant, as the superuser sees it.
+async fn rows_of(admin: &Client, tenant: TenantId) -> BTreeMap<String, Vec<String>> {
+    let mut dump = BTreeMap::new();
+    for (table, column) in tenant_tables(admin).await {
+        let sql = format!(
+            "SELECT to_jsonb(t)::text FROM {table} t WHERE {column} = $1 ORDER BY to_jsonb(t)::text"
+        );
+        let rows = admin.query(&sql, &[&tenant.uuid()]).await.unwrap();
+        dump.insert(table, rows.iter().map(|row| row.get(0)).collect());
+    }
+    dump
+}
+
+/// Each table with its tenant column.
+async fn tenant_tables(admin: &Client) -> Vec<(String, &'static str)> {
+    let sql = "SELECT relname::text FROM pg_class
+                WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
+                  AND relname <> 'refinery_schema_history' ORDER BY 1";
+    let rows = admin.query(sql, &[]).await.unwrap();
+    rows.iter()
+        .map(|row| row.get::<_, String>(0))
+        .map(|table| {
+            let column = if table == "tenants" {
+                "id"
+            } else {
+                "tenant_id"
+            };
+            (table, column)
+        })
+        .collect()
+}
+
+/// `module::function` of every public function that talks to the database.
+fn public_functions() -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/src/db");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        assert!(path.is_file(), "look into {} too", path.display());
+        let module = path.file_stem().unwrap().to_str().unwrap();
+        for line in fs::read_to_string(&path).unwrap().lines() {
+            let Some(rest) = line.trim_start().strip_prefix("pub async fn ") else {
+                continue;
+            };
+            let name: String = rest
+                .chars()
+                .take_while(|letter| letter.is_alphanumeric() || *letter == '_')
+                .collect();
+            names.push(format!("{module}::{name}"));
+        }
+    }
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn no_function_reaches_another_tenant() {
+    let world = World::new().await;
+    make_expirable(&world).await;
+    let before = rows_of(&world.stage.admin, world.b.tenant.id).await;
+    for (table, rows) in &before {
+        assert!(!rows.is_empty(), "B has no row in {table}");
+    }
+    let functions = public_functions();
+    assert!(functions.len() > 60, "{functions:?}");
+    for function in &functions {
+        case(function, &world).await;
+        let after = rows_of(&world.stage.admin, world.b.tenant.id).await;
+        assert_eq!(before, after, "{function} changed a row of B");
+    }
+
+    // B's rows were there to be changed: the same calls by B itself do it.
+    let b = world.stage.tx(world.b.tenant.id).await.unwrap();
+    let expired = retention::expire(b, 10).await.unwrap();
+    assert_eq!(
+        (expired.runs, expired.idempotency_keys, expired.prompts),
+        (1, 1, 1)
+    );
+    let b = world.stage.tx(world.b.tenant.id).await.unwrap();
+    assert_eq!(
+        runs::cancel_queued(&b, world.b.due, "test").await.unwrap(),
+        1
+    );
+    let redelivered = deliveries::redeliver(&b, world.b.sending.delivery_id)
+        .await
+        .unwrap();
+    assert_eq!(redelivered, Redeliver::UnderWay(DeliveryStatus::Sending));
+    assert_eq!(
+        auth::revoke_key(&b, world.b.key).await.unwrap(),
+        Revoke::Revoked
+    );
+    assert!(prompts::tombstone(&b, world.b.due).await.unwrap());
+    b.commit().await.unwrap();
+}
+
+/// Gives B one of each thing that retention deletes.
+async fn make_expirable(world: &World) {
+    let forgotten = due_prompt(world.db(), world.b.tenant, &json!({})).await;
+    let tx = world.stage.tx(world.b.tenant.id).await.unwrap();
+    assert!(prompts::tombstone(&tx, forgotten).await.unwrap());
+    tx.commit().await.unwrap();
+    let tenant = world.b.tenant.id;
+    let sql = format!(
+        "UPDATE scheduled_prompt_runs SET completed_at = now() - interval '400 days'
+          WHERE tenant_id = '{tenant}' AND status = 'succeeded';
+         UPDATE idempotency_keys SET created_at = now() - interval '2 days' WHERE tenant_id = '{tenant}';
+         UPDATE scheduled_prompts SET deleted_at = now() - interval '2 hours'
+          WHERE tenant_id = '{tenant}' AND deleted_at IS NOT NULL"
+    );
+    world.stage.admin.batch_execute(&sql).await.unwrap();
+}
+
+/// Calls one function as A with what belongs to B, and checks what it says.
+async fn case(function: &str, world: &World) {
+    let (module, name) = function.split_once("::").unwrap();
+    match module {
+        "audit" => audit_case(name, world).await,
+        "auth" => auth_case(name, world).await,
+        "deliveries" => delivery_case(name, world).await,
+        "history" => history_case(name, world).await,
+        "idempotency" => idempotency_case(name, world).await,
+        "prompts" => match name {
+            "insert" | "replace" | "set_status" | "tombstone" | "drop_slots" => {
+                prompt_write_case(name, world).await;
+            }
+            _ => prompt_read_case(name, world).await,
+        },
+        "runs" => match name {
+            "enqueue" | "cancel" | "cancel_queued" | "retry" => {
+                run_request_case(name, world).await;
+            }
+            "lock_due" | "write_plan" | "lock" | "claim" | "defer" | "skip_over_limit" => {
+                run_claim_case(name, world).await;
+            }
+            _ => run_record_case(name, world).await,
+        },
+        "system" => system_case(name, world).await,
+        "tenants" => tenant_case(name, world).await,
+        _ => other_case(function, world).await,
+    }
+}
+
+fn no_case(module: &str, name: &str) -> ! {
+    panic!("{module}::{name} has no isolation case: call it here as A with the ids of B")
+}
+
+async fn audit_case(name: &str, world: &World) {
+    let tx = world.a().await;
+    let filter = audit::Filter {
+        action: None,
+        since: None,
+        until: None,
+        after: None,
+        rows_max: 100,
+    };
+    let of_b = Some(world.b.key.uuid());
+    match name {
+        "list" => {
+            let events = audit::list(&tx, &filter).await.unwrap();
+            assert!(!events.is_empty());
+            assert!(events.iter().all(|event| event.target_id != of_b));
+        }
+        "list_of_target" => {
+            let events = audit::list_of_target(&tx, world.b.key.uuid(), &filter).await;
+            assert!(events.unwrap().is_empty());
+        }
+        _ => no_case("audit", name),
+    }
+    tx.commit().await.unwrap();
+}
+
+async fn auth_case(name: &str, world: &World) {
+    let tx = world.a().await;
+    match name {
+        "user_with_email" => {
+            let user = auth::user_with_email(&tx, &world.b.email, Role::Owner).await;
+            assert_ne!(user.unwrap(), world.b.tenant.user);
+        }
+        "insert_key" => {
+            let key = new_key(ApiKeyId::new(), world.b.tenant.user);
+            auth::insert_key(&tx, &key).await.unwrap_err();
+            return;
+        }
+        "keys" => {
+            let keys = auth::keys(&tx, None, 100).await.unwrap();
+            assert_eq!(keys.len(), 1);
+            assert_eq!(keys[0].id, world.a.key);
+        }
+        "revoke_key" => {
+            let revoked = auth::revoke_key(&tx, world.b.key).await.unwrap();
+            assert_eq!(revoked, Revoke::NoSuchKey);
+        }
+        _ => no_case("auth", name),
+    }
+    tx.commit().await.unwrap();
+}
+
+async fn delivery_case(name: &str, world: &World) {
+    let b = &world.b;
+    let all_well = settled(DeliveryStatus::Delivered);
+    match name {
+        "lock_due" => {
+            let tx = world.a().await;
+            let found = deliveries::lock_due(&tx, b.waiting).await.unwrap();
+            assert!(found.is_none());
+        }
+        "claim" => {
+            let locked = world.delivery_of_b().await;
+            let tx = world.a().await;
+            stale(deliveries::claim(tx, &locked, true, LONG_MS).await);
+        }
+        "renew" => stale(deliveries::renew(world.a().await, &b.sending, LONG_MS).await),
+        "settle" => {
+            let tx = world.a().await;
+            stale(deliveries::settle(&tx, &b.sending, &all_well).await);
+        }
+        "finish" => {
+            let end = world
+                .of_b(async |tx| deliveries::settle(tx, &b.sending, &all_well).await)
+                .await
+                .unwrap();
+            let tx = world.a().await;
+            deliveries::finish(tx, &b.sending, &all_well, &end, &[], LONG_MS)
+                .await
+                .unwrap_err();
+        }
+        "redeliver" => {
+            let tx = world.a().await;
+            let answer = deliveries::redeliver(&tx, b.exhausted).await.unwrap();
+            assert_eq!(answer, Redeliver::NoSuchDelivery);
+            tx.commit().await.unwrap();
+        }
+        _ => no_case("deliveries", name),
+    }
+}
+
+async fn history_case(name: &str, world: &World) {
+    let (tx, b) = (world.a().await, &world.b);
+    let page = RunPage {
+        order: Order::Desc,
+        after: None,
+        rows_max: 100,
+    };
+    match name {
+        "runs" => {
+            let of_b = [b.queued, b.failed, b.running.run_id, b.generated];
+            let found = history::runs(tx, &RunFilter::default(), &page)
+                .await
+                .unwrap();
+            assert!(!found.is_empty());
+            assert!(found.iter().all(|run| !of_b.contains(&run.id)));
+            let filter = RunFilter {
+                prompt_id: Some(b.due),
+                ..RunFilter::default()
+            };
+            let found = history::runs(world.a().await, &filter, &page).await;
+            assert!(found.unwrap().is_empty());
+        }
+        "runs_of_prompt" => {
+            let found = history::runs_of_prompt(tx, b.due, &RunFilter::default(), &page).await;
+            assert!(found.unwrap().is_none());
+        }
+        "run" => assert!(history::run(tx, b.failed).await.unwrap().is_none()),
+        "logs" => {
+            let found = history::logs(tx, b.failed, None, 100).await;
+            assert!(found.unwrap().is_none());
+        }
+        "deliveries" => {
+            let found = history::deliveries(tx, b.failed).await;
+            assert!(found.unwrap().is_none());
+        }
+        "delivery" => {
+            let found = history::delivery(&tx, b.exhausted).await;
+            assert!(found.unwrap().is_none());
+        }
+        "waiting_deliveries" => {
+            let found = history::waiting_deliveries(&tx, b.generated).await;
+            assert!(found.unwrap().is_empty());
+        }
+        "run_summary" => {
+            let found = history::run_summary(&tx, b.failed).await;
+            assert!(found.unwrap().is_none());
+        }
+        _ => no_case("history", name),
+    }
+}
+
+async fn idempotency_case(name: &str, world: &World) {
+    match name {
+        "begin" => {
+            // B works on a request under this key, and has answered the other one.
+            let busy = "a key in flight";
+            let b = world.stage.tx(world.b.tenant.id).await.unwrap();
+            let begun = idempotency::begin(&b, busy, &HASH).await.unwrap();
+            assert!(matches!(begun, Begin::Fresh), "{begun:?}");
+            let tx = world.a().await;
+            let begun = idempotency::begin(&tx, busy, &HASH).await.unwrap();
+            assert!(matches!(begun, Begin::Fresh), "{begun:?}");
+            let a_has_none = "a key of B alone";
+            idempotency::commit(
+                b,
+                None,
+                Some(&idempotency::Answer {
+                    key: a_has_none.to_owned(),
+                    ..kept_answer()
+                }),
+            )
+            .await
+            .unwrap();
+            let begun = idempotency::begin(&tx, a_has_none, &HASH).await.unwrap();
+            assert!(matches!(begun, Begin::Fresh), "{begun:?}");
+            let sql = "DELETE FROM idempotency_keys WHERE key = $1";
+            world
+                .stage
+                .admin
+                .execute(sql, &[&a_has_none])
+                .await
+                .unwrap();
+        }
+        "commit" => {
+            let event = event(Some(world.b.due.uuid()));
+            idempotency::commit(world.a().await, Some(&event), Some(&kept_answer()))
+                .await
+                .unwrap();
+        }
+        _ => no_case("idempotency", name),
+    }
+}
+
+async fn prompt_read_case(name: &str, world: &World) {
+    let (tx, b) = (world.a().await, &world.b);
+    let actives = "SELECT count(*) FROM scheduled_prompts p JOIN tenants t ON t.id = p.tenant_id
+                    WHERE t.name = 'a' AND p.status = 'active' AND deleted_at IS NULL";
+    let actives = world.stage.count(actives).await.unwrap();
+    match name {
+        "limits" => assert_eq!(prompts::limits(tx).await.unwrap().active_prompts, actives),
+        "limits_to_create" => {
+            let limits = prompts::limits_to_create(&tx, b.tenant.user).await.unwrap();
+            assert_eq!(limits.active_prompts, actives);
+            assert_eq!(limits.owner_email, None);
+        }
+        "get_to_change" => {
+            assert!(prompts::get_to_change(&tx, b.due).await.unwrap().is_none());
+        }
+        "get_to_resume" => {
+            assert!(prompts::get_to_resume(&tx, b.due).await.unwrap().is_none());
+        }
+        "get" => assert_eq!(prompts::get(tx, b.due).await.unwrap(), None),
+        "list" => {
+            let owner = prompts::Filter {
+                user_id: Some(b.tenant.user),
+                ..prompts::Filter::default()
+            };
+            let found = prompts::list(tx, &owner, &Sort::Name(None), Order::Asc, 100).await;
+            assert_eq!(found.unwrap(), []);
+            for filter in [
+                prompts::Filter::default(),
+                prompts::Filter {
+                    external_id: Some("the same id".to_owned()),
+                    ..prompts::Filter::default()
+                },
+            ] {
+                let sort = Sort::Created(None);
+                let found = prompts::list(world.a().await, &filter, &sort, Order::Desc, 100).await;
+                let found = found.unwrap();
+                assert!(!found.is_empty());
+                assert!(
+                    found
+                        .iter()
+                        .all(|prompt| prompt.user_id == world.a.tenant.user)
+                );
+            }
+        }
+        _ => no_case("prompts", name),
+    }
+}
+
+async fn prompt_write_case(name: &str, world: &World) {
+    let (tx, b) = (world.a().await, &world.b);
+    let spec = spec(&json!({"prompt_name": "taken over"}));
+    match name {
+        "insert" => {
+            let mut new = NewPrompt {
+                id: b.due,
+                user_id: world.a.tenant.user,
+                spec: &spec,
+                next_run_at: None,
+                webhook_urls: &[HOOK],
+            };
+            // An id of B's is as good as any other: the key begins with the tenant.
+            prompts::insert(&tx, &new).await.unwrap();
+            new.user_id = b.tenant.user;
+            new.id = PromptId::new();
+            prompts::insert(&tx, &new).await.unwrap_err();
+        }
+        "replace" => {
+            let change = NewSpec {
+                id: b.due,
+                version: 1,
+                spec: &spec,
+                next_run_at: Some(None),
+                webhook_urls: &[HOOK],
+            };
+            row_count(prompts::replace(&tx, &change).await);
+            tx.commit().await.unwrap();
+        }
+        "set_status" => {
+            let change = NewStatus {
+                id: b.due,
+                version: 1,
+                status: PromptStatus::Cancelled,
+                reason: None,
+                note: None,
+                next_run_at: None,
+            };
+            row_count(prompts::set_status(&tx, &change).await);
+            tx.commit().await.unwrap();
+        }
+        "tombstone" => {
+            assert!(!prompts::tombstone(&tx, b.due).await.unwrap());
+            tx.commit().await.unwrap();
+        }
+        "drop_slots" => {
+            let slots = DroppedSlots {
+                id: b.due,
+                first: Utc::now(),
+                last: Utc::now(),
+                count: 1,
+                reason: "paused",
+            };
+            assert_eq!(prompts::drop_slots(&tx, &slots).await.unwrap(), 0);
+            tx.commit().await.unwrap();
+        }
+        _ => no_case("prompts", name),
+    }
+}
+
+async fn run_claim_case(name: &str, world: &World) {
+    let b = &world.b;
+    match name {
+        "lock_due" => {
+            let tx = world.a().await;
+            assert!(runs::lock_due(&tx, b.due).await.unwrap().is_none());
+        }
+        "write_plan" => {
+            let due = world.due_of_b().await;
+            let (plan, intent) = (plan(&due), intent(LONG_MS));
+            assert!(!plan.rows.is_empty());
+            let claim = Some((RunId::new(), &intent));
+            runs::write_plan(world.a().await, &due, &plan, 1, claim)
+                .await
+                .unwrap_err();
+        }
+        "lock" => {
+            let tx = world.a().await;
+            assert!(runs::lock(&tx, b.queued).await.unwrap().is_none());
+        }
+        "claim" => {
+            let locked = world.run_of_b().await;
+            runs::claim(world.a().await, &locked, &intent(LONG_MS))
+                .await
+                .unwrap_err();
+        }
+        "defer" => {
+            let locked = world.run_of_b().await;
+            runs::defer(world.a().await, &locked, LONG_MS)
+                .await
+                .unwrap();
+        }
+        "skip_over_limit" => {
+            let locked = world.run_of_b().await;
+            runs::skip_over_limit(world.a().await, &locked)
+                .await
+                .unwrap();
+        }
+        _ => no_case("runs", name),
+    }
+}
+
+async fn run_request_case(name: &str, world: &World) {
+    let (tx, b) = (world.a().await, &world.b);
+    match name {
+        "enqueue" => {
+            let answer = runs::enqueue(&tx, b.due, RunTrigger::Manual).await.unwrap();
+            assert_eq!(answer, Enqueue::NoSuchPrompt);
+        }
+        "cancel" => {
+            let answer = runs::cancel(&tx, b.running.run_id).await.unwrap();
+            assert_eq!(answer, Changed::NoSuchRun);
+        }
+        "cancel_queued" => {
+            let changed = runs::cancel_queued(&tx, b.due, "deleted").await.unwrap();
+            assert_eq!(changed, 0);
+        }
+        "retry" => {
+            let answer = runs::retry(&tx, b.failed).await.unwrap();
+            assert_eq!(answer, Changed::NoSuchRun);
+        }
+        _ => no_case("runs", name),
+    }
+    tx.commit().await.unwrap();
+}
+
+async fn run_record_case(name: &str, world: &World) {
+    let (tx, claim) = (world.a().await, &world.b.running);
+    let answer = answer("an answer of A's");
+    let failed = failure("broken", AfterFailure::End(RunStatus::Failed));
+    match name {
+        "renew" => stale(runs::renew(tx, claim, LONG_MS).await),
+        "record_output" => {
+            stale(runs::record_output(&tx, claim, &answer, RunStatus::Succeeded).await);
+        }
+        "record_failure" => stale(runs::record_failure(&tx, claim, &failed).await),
+        "finish_output" => {
+            let recorded = world
+                .of_b(async |b| runs::record_output(b, claim, &answer, RunStatus::Succeeded).await)
+                .await
+                .unwrap();
+            runs::finish_output(tx, claim, &recorded, &answer, RunStatus::Succeeded, &[], 1)
+                .await
+                .unwrap_err();
+        }
+        "finish_failure" => {
+            let recorded = world
+                .of_b(async |b| runs::record_failure(b, claim, &failed).await)
+                .await
+                .unwrap();
+            runs::finish_failure(tx, claim, &recorded, &failed, "error", &[], 1)
+                .await
+                .unwrap_err();
+        }
+        "settle_late" => runs::settle_late(tx, claim, Some(&answer)).await.unwrap(),
+        _ => no_case("runs", name),
+    }
+}
+
+/// These look across tenants: what they give is a tenant's own id with each id of its objects.
+async fn system_case(name: &str, world: &World) {
+    let (db, b) = (world.db(), &world.b);
+    let tenant_id = b.tenant.id;
+    match name {
+        "find_api_key" => {
+            let found = system::find_api_key(db, b.key).await.unwrap().unwrap();
+            assert_eq!(found.tenant_id, tenant_id);
+            // The one thing that it changes is the time of the last use.
+            let sql = "UPDATE api_keys SET last_used_at = NULL";
+            world.stage.admin.execute(sql, &[]).await.unwrap();
+        }
+        "due_prompts" => {
+            let prompt_id = b.due;
+            let wake_up = WakeUp::Prompt {
+                tenant_id,
+                prompt_id,
+            };
+            assert!(
+                system::due_prompts(db, 100)
+                    .await
+                    .unwrap()
+                    .contains(&wake_up)
+            );
+        }
+        "due_runs" => {
+            let run_id = b.queued;
+            let wake_up = WakeUp::Run { tenant_id, run_id };
+            assert!(system::due_runs(db, 100).await.unwrap().contains(&wake_up));
+        }
+        "due_deliveries" => {
+            let delivery_id = b.waiting;
+            let wake_up = WakeUp::Delivery {
+                tenant_id,
+                delivery_id,
+            };
+            assert!(
+                system::due_deliveries(db, 100)
+                    .await
+                    .unwrap()
+                    .contains(&wake_up)
+            );
+        }
+        "tenants" => {
+            let found = system::tenants(db, Some(world.a.tenant.id), 100)
+                .await
+                .unwrap();
+            assert_eq!(
+                found.iter().map(|one| one.id).collect::<Vec<_>>(),
+                [tenant_id]
+            );
+        }
+        _ => no_case("system", name),
+    }
+}
+
+async fn tenant_case(name: &str, world: &World) {
+    let tx = world.a().await;
+    match name {
+        "create" => {
+            let new = NewTenant {
+                name: "b",
+                owner_email: &world.b.email,
+                webhook_secret_sealed: b"other",
+            };
+            let refused = tenants::create(&tx, &new).await.unwrap_err();
+            assert_eq!(refused.unique_violation(), Some("tenants_pkey"));
+            return;
+        }
+        "update" => {
+            let changes = Changes {
+                default_timezone: Some("Europe/London".to_owned()),
+                ..Changes::default()
+            };
+            assert!(tenants::update(&tx, &changes).await.unwrap());
+        }
+        "set_status" => {
+            for status in [TenantStatus::Suspended, TenantStatus::Active] {
+                assert!(tenants::set_status(&tx, status).await.unwrap());
+            }
+        }
+        "get" => assert_eq!(tenants::get(&tx).await.unwrap().unwrap().name, "a"),
+        "first_owner" => {
+            let owner = tenants::first_owner(&tx).await.unwrap();
+            assert_eq!(owner, Some(world.a.tenant.user));
+        }
+        "webhook_secrets" => {
+            // A's were rotated just now, B's never.
+            tenants::rotate_webhook_secret(&tx, b"newer").await.unwrap();
+            let secrets = tenants::webhook_secrets(&tx).await.unwrap();
+            assert!(secrets.rotated_at.is_some());
+        }
+        "rotate_webhook_secret" => {
+            tenants::rotate_webhook_secret(&tx, b"new").await.unwrap();
+        }
+        _ => no_case("tenants", name),
+    }
+    tx.commit().await.unwrap();
+}
+
+async fn other_case(function: &str, world: &World) {
+    match function {
+        "health::latency" => drop(health::latency(world.db()).await.unwrap()),
+        "migrate::run" => {
+            let url = Secret::new(database_url(&world.stage.name));
+            let applied = migrate::run(&url, &RolePasswords::default()).await.unwrap();
+            assert!(applied.is_empty(), "{applied:?}");
+        }
+        "mod::connect" => drop(Db::connect(&config(&world.stage.name, 1)).await.unwrap()),
+        "mod::tenant" => {
+            let tx = world.db().tenant(world.a.tenant.id).await.unwrap();
+            assert_eq!(tx.tenant(), world.a.tenant.id);
+        }
+        "retention::expire" => {
+            let expired = retention::expire(world.a().await, 100).await.unwrap();
+            assert_eq!(expired, retention::Expired::default());
+        }
+        // The operator's, for a process that is gone: it works on all tenants, and gives nothing.
+        "takeover::end_leases" => {}
+        "tenant_tx::commit" => world.a().await.commit().await.unwrap(),
+        "tenant_tx::rollback" => world.a().await.rollback().await.unwrap(),
+        _ => {
+            let (module, name) = function.split_once("::").unwrap();
+            no_case(module, name)
+        }
+    }
+}
+
+fn stale<T>(result: Result<T, DbError>) {
+    match result {
+        Err(DbError::StaleLease) => {}
+        Err(other) => panic!("{other:?} instead of a stale lease"),
+        Ok(_) => panic!("a claim of B's served A"),
+    }
+}
+
+fn row_count<T>(result: Result<T, DbError>) {
+    match result {
+        Err(DbError::RowCount { changed: 0, .. }) => {}
+        Err(other) => panic!("{other:?} instead of no row"),
+        Ok(_) => panic!("a row of B's was changed by A"),
+    }
+}
+
+#[tokio::test]
+async fn without_a_tenant_there_are_no_rows_and_none_can_be_made() {
+    let world = World::new().await;
+    let app = connect(&role_url(&world.stage.name, "carillon_app"))
+        .await
+        .unwrap();
+    // Never set, and set once before: the two read differently.
+    for prepare in [
+        "SELECT 1",
+        "BEGIN; SET LOCAL app.current_tenant_id = 'x'; COMMIT",
+    ] {
+        app.batch_execute(prepare).await.unwrap();
+        for (table, column) in tenant_tables(&world.stage.admin).await {
+            let sql = format!("SELECT count(*) FROM {table}");
+            assert_eq!(
+                app.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0),
+                0,
+                "{table}"
+            );
+            if table != "audit_events" {
+                let sql = format!("UPDATE {table} SET {column} = {column}");
+                assert_eq!(app.execute(&sql, &[]).await.unwrap(), 0, "{table}");
+                let sql = format!("DELETE FROM {table}");
+                assert_eq!(app.execute(&sql, &[]).await.unwrap(), 0, "{table}");
+            }
+            let row = row_of(&world, &table, column, world.b.tenant.id).await;
+            refused(insert(&world, &app, &table, &row).await, &table);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_row_for_another_tenant_is_refused() {
+    let world = World::new().await;
+    let app = connect(&role_url(&world.stage.name, "carillon_app"))
+        .await
+        .unwrap();
+    let (a, b) = (world.a.tenant.id, world.b.tenant.id);
+    let set = format!("SET app.current_tenant_id = '{a}'");
+    app.batch_execute(&set).await.unwrap();
+    for (table, column) in tenant_tables(&world.stage.admin).await {
+        let row = row_of(&world, &table, column, b).await;
+        refused(insert(&world, &app, &table, &row).await, &table);
+        let sql = format!("UPDATE {table} SET {column} = '{b}'");
+        refused(app.execute(&sql, &[]).await, &table);
+        let sql = format!("UPDATE {table} SET {column} = '{a}' WHERE {column} = '{b}'");
+        match app.execute(&sql, &[]).await {
+            Ok(changed) => assert_eq!(changed, 0, "{table}"),
+            Err(error) => assert!(table == "audit_events", "{error:?}"),
+        }
+    }
+}
+
+/// Some row of a tenant.
+async fn row_of(world: &World, table: &str, column: &str, tenant: TenantId) -> Value {
+    let sql = format!("SELECT to_jsonb(t) FROM {table} t WHERE {column} = $1 LIMIT 1");
+    let row = world.stage.admin.query_one(&sql, &[&tenant.uuid()]).await;
+    row.unwrap().get(0)
+}
+
+async fn insert(
+    world: &World,
+    app: &Client,
+    table: &str,
+    row: &Value,
+) -> Result<u64, tokio_postgres::Error> {
+    let sql = "SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute
+                WHERE attrelid = to_regclass($1::text) AND attnum > 0 AND NOT attisdropped
+                  AND attgenerated = ''";
+    let columns: String = world.stage.admin.query_one(sql, &[&table]).await?.get(0);
+    let sql = format!(
+        "INSERT INTO {table} ({columns})
+         SELECT {columns} FROM jsonb_populate_record(NULL::{table}, $1)"
+    );
+    app.execute(&sql, &[row]).await
+}
+
+fn refused(result: Result<u64, tokio_postgres::Error>, table: &str) {
+    let error = result.expect_err(table);
+    assert_eq!(
+        error.code(),
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE),
+        "{table}: {error:?}"
+    );
+}
+
+/// A pool of one connection, so that each borrower meets what the one before it left.
+async fn pool_of_one(tap: &Tap, world: &World) -> Db {
+    let mut config = config(&world.stage.name, 1);
+    config.app_url = Secret::new(tap.url(&world.stage.name, "carillon_app"));
+    Db::connect(&config).await.unwrap()
+}
+
+/// What a connection says of itself, asked on that very connection.
+async fn state(tap: &Tap, connection: usize) -> Option<String> {
+    let sql = "SELECT coalesce(current_setting('app.current_tenant_id', true), '') || '/' ||
+                      (now() <> statement_timestamp())";
+    tap.ask(connection, sql).await.ok()?.pop()?.pop()?
+}
+
+async fn next_borrower_is_clean(tap: &Tap, db: &Db, world: &World, after: &str) {
+    let tx = tokio::time::timeout(Duration::from_secs(20), db.tenant(world.b.tenant.id)).await;
+    let tx = tx.unwrap().unwrap();
+    let connection = tap.connections() - 1;
+    assert_eq!(
+        state(tap, connection).await.as_deref(),
+        Some("/false"),
+        "{after}"
+    );
+    let tenant = tenants::get(&tx).await.unwrap().unwrap();
+    assert_eq!(tenant.name, "b", "{after}");
+    tx.commit().await.unwrap();
+    assert_eq!(
+        state(tap, connection).await.as_deref(),
+        Some("/false"),
+        "{after}"
+    );
+}
+
+#[tokio::test]
+async fn the_next_borrower_of_a_connection_finds_nothing() {
+    let world = World::new().await;
+    let tap = Tap::open(Duration::ZERO).await.unwrap();
+    let db = pool_of_one(&tap, &world).await;
+    let a = world.a.tenant.id;
+    next_borrower_is_clean(&tap, &db, &world, "the start").await;
+
+    let tx = db.tenant(a).await.unwrap();
+    let key = new_key(ApiKeyId::new(), UserId::new());
+    auth::insert_key(&tx, &key).await.unwrap_err();
+    let error = tx.commit().await.unwrap_err();
+    assert!(matches!(error, DbError::Aborted), "{error:?}");
+    next_borrower_is_clean(&tap, &db, &world, "a failed statement").await;
+
+    let tx = db.tenant(a).await.unwrap();
+    assert!(tenants::get(&tx).await.unwrap().is_some());
+    let panicked = tokio::spawn(async move {
+        let _held = tx;
+        panic!("while it holds a transaction");
+    });
+    assert!(panicked.await.unwrap_err().is_panic());
+    next_borrower_is_clean(&tap, &db, &world, "a panic").await;
+
+    let tx = db.tenant(a).await.unwrap();
+    assert!(tenants::get(&tx).await.unwrap().is_some());
+    tx.rollback().await.unwrap();
+    next_borrower_is_clean(&tap, &db, &world, "a rollback").await;
+
+    // Somebody locks the prompt, so that the statement below is under way when its future goes.
+    let sql = format!(
+        "BEGIN; SELECT FROM scheduled_prompts WHERE id = '{}' FOR UPDATE",
+        world.a.due
+    );
+    world.stage.admin.batch_execute(&sql).await.unwrap();
+    let tx = db.tenant(a).await.unwrap();
+    let limit = Duration::from_millis(300);
+    tokio::time::timeout(limit, runs::lock_due(&tx, world.a.due))
+        .await
+        .unwrap_err();
+    drop(tx);
+    next_borrower_is_clean(&tap, &db, &world, "a dropped future").await;
+    world.stage.admin.batch_execute("ROLLBACK").await.unwrap();
+    no_transaction_stays(&world).await;
+
+    // The product never does this; a borrower that did would leave no trace either.
+    let connection = tap.connections() - 1;
+    let sql = format!("SET app.current_tenant_id = '{a}'; BEGIN; SELECT 1");
+    tap.ask(connection, &sql).await.unwrap();
+    assert_eq!(state(&tap, connection).await, Some(format!("{a}/true")));
+    next_borrower_is_clean(&tap, &db, &world, "a setting of the session").await;
+    assert_eq!(tap.connections() - 1, connection);
+}
+
+async fn no_transaction_stays(world: &World) {
+    let sql = "SELECT count(*) FROM pg_stat_activity
+                WHERE usename = 'carillon_app' AND datname = current_database()
+                  AND xact_start IS NOT NULL";
+    for _ in 0..100 {
+        if world.stage.count(sql).await.unwrap() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("a dropped transaction is still open");
+}
+
+#[tokio::test]
+async fn roles_that_could_pass_the_wall_are_refused_at_start() {
+    let name = stage::migrated_database().await.unwrap();
+    let admin = connect(&database_url(&name)).await.unwrap();
+    let role = format!("test_{}", Uuid::now_v7().simple());
+    let create = format!("CREATE ROLE {role} LOGIN");
+    admin.batch_execute(&create).await.unwrap();
+    let mut found = Vec::new();
+    for (give, take, named) in [
+        (
+            "ALTER ROLE $1 SUPERUSER",
+            "ALTER ROLE $1 NOSUPERUSER",
+            "bypasses",
+        ),
+        (
+            "ALTER ROLE $1 BYPASSRLS",
+            "ALTER ROLE $1 NOBYPASSRLS",
+            "bypasses",
+        ),
+        (
+            "ALTER ROLE $1 CREATEROLE",
+            "ALTER ROLE $1 NOCREATEROLE",
+            "make itself",
+        ),
+        (
+            "GRANT carillon_owner TO $1",
+            "REVOKE carillon_owner FROM $1",
+            "owns",
+        ),
+        (
+            "GRANT carillon_definer TO $1",
+            "REVOKE carillon_definer FROM $1",
+            "is a member of carillon_definer",
+        ),
+        (
+            "GRANT postgres TO $1",
+            "REVOKE postgres FROM $1",
+            "bypasses",
+        ),
+    ] {
+        admin
+            .batch_execute(&give.replace("$1", &role))
+            .await
+            .unwrap();
+        let mut as_app = config(&name, 1);
+        as_app.app_url = Secret::new(role_url(&name, &role));
+        let mut as_system = config(&name, 1);
+        as_system.system_url = Secret::new(role_url(&name, &role));
+        for config in [as_app, as_system] {
+            found.push((give, named, Db::connect(&config).await.err()));
+        }
+        admin
+            .batch_execute(&take.replace("$1", &role))
+            .await
+            .unwrap();
+    }
+    let drop = format!("DROP ROLE {role}");
+    admin.batch_execute(&drop).await.unwrap();
+    for (give, named, error) in found {
+        match error {
+            Some(DbError::Role(words)) => assert!(words.contains(named), "{give}: {words}"),
+            other => panic!("{give}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_migrations_at_once_both_succeed() {
+    let admin = connect(&tests::postgres_url()).await.unwrap();
+    let name = format!("test_{}", Uuid::now_v7().simple());
+    let create = format!("CREATE DATABASE {name}");
+    admin.batch_execute(&create).await.unwrap();
+    let url = Secret::new(database_url(&name));
+    let passwords = RolePasswords::default();
+    let (first, second) = tokio::join!(
+        migrate::run(&url, &passwords),
+        migrate::run(&url, &passwords)
+    );
+    let mut applied = [first.unwrap(), second.unwrap()];
+    applied.sort_by_key(Vec::len);
+    assert!(applied[0].is_empty(), "{applied:?}");
+    assert!(applied[1].len() >= 5, "{applied:?}");
+    Db::connect(&config(&name, 1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_migration_that_was_changed_after_it_was_applied_is_refused() {
+    for (change, names) in [
+        (
+            "UPDATE refinery_schema_history SET checksum = '1' WHERE version = 2",
+            "V2__tenants",
+        ),
+        (
+            "INSERT INTO refinery_schema_history (version, name, applied_on, checksum)
+             VALUES (99, 'unknown', '2026-01-01T00:00:00Z', '1')",
+            "V99__unknown",
+        ),
+    ] {
+        let name = stage::migrated_database().await.unwrap();
+        let admin = connect(&database_url(&name)).await.unwrap();
+        admin.batch_execute(change).await.unwrap();
+        let url = Secret::new(database_url(&name));
+        let error = migrate::run(&url, &RolePasswords::default())
+            .await
+            .unwrap_err();
+        assert!(matches!(error, DbError::Migration(_)), "{error:?}");
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains(names), "{cause}");
+    }
+}
