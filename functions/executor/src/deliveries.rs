@@ -24,6 +24,7 @@ use crate::{
         render::{self, FailureFacts, RenderError, Rendered, RunFacts},
     },
     job::Job,
+    lease,
 };
 
 /// A delivery that was rendered, and the row that keeps it.
@@ -264,7 +265,12 @@ struct Held {
 
 async fn send_one(executor: &Executor, held: Held, secrets: &SealedSecrets) -> Result<(), DbError> {
     let claim = held.claim;
-    let attempted = attempt(executor, held, secrets).await;
+    let sending = Box::pin(attempt(executor, held, secrets));
+    let renew = || renew(executor, &claim);
+    let Some(attempted) = lease::hold(executor, claim.run_id, sending, renew).await else {
+        info!(delivery.id = %claim.delivery_id, "delivery was taken over while it was sent");
+        return Ok(());
+    };
     let settled = match attempted {
         Ok(sent) => Settled {
             status: DeliveryStatus::Delivered,
@@ -281,6 +287,11 @@ async fn send_one(executor: &Executor, held: Held, secrets: &SealedSecrets) -> R
     settle(executor, &claim, settled).await
 }
 
+async fn renew(executor: &Executor, claim: &DeliveryClaim) -> Result<(), DbError> {
+    let tx = executor.db.tenant(claim.tenant_id).await?;
+    deliveries::renew(tx, claim, executor.lease_ms()).await
+}
+
 async fn attempt(
     executor: &Executor,
     held: Held,
@@ -293,12 +304,21 @@ async fn attempt(
             "the endpoint answered 410 before; name it in the prompt again, or redeliver, to try it",
         ));
     }
-    let Some(body) = held.body else {
-        return Err(settled(
-            DeliveryStatus::Exhausted,
-            "not_rendered",
-            "the output could not be put into the destination's form",
-        ));
+    let body = match (held.body, held.kind) {
+        (Some(body), _) => body,
+        // An output that is too long for its row was stored when it was recorded.
+        (None, Kind::Storage) => executor
+            .sender
+            .stored(&held.target)
+            .await
+            .map_err(|error| after_error(&error, &held.claim, &held.target))?,
+        (None, Kind::Email | Kind::Webhook) => {
+            return Err(settled(
+                DeliveryStatus::Exhausted,
+                "not_rendered",
+                "the output could not be put into the destination's form",
+            ));
+        }
     };
     let signing = match held.kind {
         Kind::Webhook => match open(executor, held.claim.tenant_id, secrets) {
@@ -363,10 +383,11 @@ async fn settle(
         }
         end => end?,
     };
-    let notices = notices_of_end(executor, claim, &end);
+    let mut notices = notices_of_end(executor, claim, &end);
     let rows = notices.iter().map(|one| &one.row).collect::<Vec<_>>();
     let lease_ms = executor.lease_ms();
-    deliveries::finish(tx, claim, &settled, &end, &rows, lease_ms).await?;
+    let kept = deliveries::finish(tx, claim, &settled, &end, &rows, lease_ms).await?;
+    notices.retain(|one| kept.contains(&one.row.id));
     log(claim, &settled, &end);
     // A notice's own end has no notice: this goes one level deep.
     Box::pin(send_notices(executor, claim, &end, notices)).await

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use crate::{
     Executor, deliveries,
     job::{Job, Texts, stored_spec},
+    lease,
     model::{Disposition, ModelAnswer, ModelError, ModelRequest},
 };
 
@@ -200,21 +201,7 @@ async fn call_model(
     };
     let timeout = Duration::from_millis(job.spec.timeout_ms().into());
     let call = executor.models.call(&request, timeout);
-    tokio::pin!(call);
-    let period = executor.lease / 3;
-    let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
-    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            result = &mut call => return Some(result),
-            _ = beat.tick() => match renew(executor, claim).await {
-                Ok(()) => {}
-                Err(DbError::StaleLease) => return None,
-                // The fence guards the record whoever holds the run by then.
-                Err(error) => warn!(run.id = %claim.run_id, %error, "lease not renewed"),
-            },
-        }
-    }
+    lease::hold(executor, claim.run_id, call, || renew(executor, claim)).await
 }
 
 async fn renew(executor: &Executor, claim: &Claim) -> Result<(), DbError> {
@@ -272,7 +259,7 @@ async fn record_answer(
         }
         recorded => recorded?,
     };
-    let prepared = if goes_out {
+    let mut prepared = if goes_out {
         let key = stored_at.as_ref().map(|stored| stored.key.as_str());
         deliveries::prepare(executor, claim, job, &recorded, &record, key)
     } else {
@@ -280,7 +267,8 @@ async fn record_answer(
     };
     let rows = prepared.iter().map(|one| &one.row).collect::<Vec<_>>();
     let lease_ms = executor.lease_ms();
-    runs::finish_output(tx, claim, &recorded, &record, status, &rows, lease_ms).await?;
+    let kept = runs::finish_output(tx, claim, &recorded, &record, status, &rows, lease_ms).await?;
+    prepared.retain(|one| kept.contains(&one.row.id));
     info!(
         run.id = %claim.run_id, prompt.id = %claim.prompt_id, tenant.id = %claim.tenant_id,
         run.status = %status, run.attempt = claim.attempt, run.latency_ms = record.latency_ms,
@@ -305,7 +293,7 @@ pub(crate) async fn record_failure(
         }
         recorded => recorded?,
     };
-    let notices = match (failure.then, job) {
+    let mut notices = match (failure.then, job) {
         (AfterFailure::End(_), Some(job)) => {
             deliveries::notices(executor, claim, job, &recorded.notice(), &failure)
         }
@@ -313,7 +301,7 @@ pub(crate) async fn record_failure(
     };
     let rows = notices.iter().map(|one| &one.row).collect::<Vec<_>>();
     let lease_ms = executor.lease_ms();
-    runs::finish_failure(
+    let kept = runs::finish_failure(
         tx,
         claim,
         &recorded,
@@ -323,6 +311,7 @@ pub(crate) async fn record_failure(
         lease_ms,
     )
     .await?;
+    notices.retain(|one| kept.contains(&one.row.id));
     warn!(
         run.id = %claim.run_id, prompt.id = %claim.prompt_id, tenant.id = %claim.tenant_id,
         run.attempt = claim.attempt, run.attempts_max = claim.attempts_max,

@@ -371,7 +371,7 @@ pub async fn settle(
 }
 
 /// Ends the run if its last delivery settled, inserts a notice if there is one, counts, and
-/// commits. One round trip.
+/// commits. Gives the notices that were inserted: the run may have sent one before. One round trip.
 ///
 /// # Errors
 /// When the database does not answer; then nothing of the settling is kept.
@@ -382,7 +382,7 @@ pub async fn finish(
     end: &RunEnd,
     notices: &[&runs::NewDelivery],
     lease_ms: i64,
-) -> Result<(), DbError> {
+) -> Result<Vec<DeliveryId>, DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
     let rows = runs::DeliveryRows::new(notices);
@@ -408,7 +408,11 @@ pub async fn finish(
         .status
         .map_or(Counted::NOTHING, |status| Counted::of(status, end.trigger));
     let uncounted = i32::from(end.may_uncount && end.trigger != RunTrigger::Test);
-    tx.commit_with(&[
+    let results = tx.commit_with(&[
+        step(
+            runs::INSERT_DELIVERIES,
+            &rows.params(&tenant, &run, &lease_ms),
+        ),
         step(
             "-- deliveries::end_run
              UPDATE scheduled_prompt_runs
@@ -438,10 +442,6 @@ pub async fn finish(
             ],
         ),
         step(
-            runs::INSERT_DELIVERIES,
-            &rows.params(&tenant, &run, &lease_ms),
-        ),
-        step(
             "-- deliveries::note_gone
              INSERT INTO gone_webhooks (tenant_id, url) SELECT $1::uuid, $2::text WHERE $2::text IS NOT NULL
              ON CONFLICT (tenant_id, url) DO NOTHING",
@@ -450,7 +450,7 @@ pub async fn finish(
         step(runs::INSERT_LOG, &log.params(&tenant, &run)),
     ])
     .await?;
-    Ok(())
+    runs::kept(results.first())
 }
 
 /// What became of a request to send a delivery again.

@@ -885,7 +885,7 @@ async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Reco
 }
 
 /// Settles the attempt, inserts the deliveries as held by this claimant, counts, and commits.
-/// One round trip.
+/// Gives the deliveries that were inserted. One round trip.
 ///
 /// # Errors
 /// When the database does not answer; then nothing of the recording is kept.
@@ -897,7 +897,7 @@ pub async fn finish_output(
     status: RunStatus,
     deliveries: &[&NewDelivery],
     lease_ms: i64,
-) -> Result<(), DbError> {
+) -> Result<Vec<DeliveryId>, DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
     let [input, output, cached] = columns_of(answer.tokens);
@@ -915,7 +915,8 @@ pub async fn finish_output(
         }),
     );
     let counted = Counted::of(status, recorded.trigger);
-    tx.commit_with(&[
+    let results = tx.commit_with(&[
+        step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
         step(
             "-- runs::settle_ok
              UPDATE run_attempts
@@ -931,7 +932,6 @@ pub async fn finish_output(
                 &answer.cost_usd,
             ],
         ),
-        step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
         step(
             COUNT_END,
             &[
@@ -957,10 +957,11 @@ pub async fn finish_output(
         step(INSERT_LOG, &log.params(&tenant, &run)),
     ])
     .await?;
-    Ok(())
+    kept(results.first())
 }
 
-/// Settles the attempt, inserts a notice if there is one, counts, and commits. One round trip.
+/// Settles the attempt, inserts a notice if there is one, counts, and commits. Gives the notices
+/// that were inserted: the run may have sent one before. One round trip.
 ///
 /// # Errors
 /// When the database does not answer; then nothing of the recording is kept.
@@ -972,7 +973,7 @@ pub async fn finish_failure(
     attempt_status: &'static str,
     notices: &[&NewDelivery],
     lease_ms: i64,
-) -> Result<(), DbError> {
+) -> Result<Vec<DeliveryId>, DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
     let rows = DeliveryRows::new(notices);
@@ -993,34 +994,35 @@ pub async fn finish_failure(
     );
     let counted = Counted::of(status, recorded.trigger);
     let pauses = recorded.pauses && counted.failures > 0;
-    tx.commit_with(&[
-        step(
-            "-- runs::settle_error
+    let results = tx
+        .commit_with(&[
+            step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
+            step(
+                "-- runs::settle_error
              UPDATE run_attempts
                 SET status = $3, error_code = $4, ended_at = clock_timestamp()
               WHERE run_id = $1 AND fence = $2",
-            &[&run, &claim.fence, &attempt_status, &failure.code],
-        ),
-        step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
-        step(
-            DROP_PAUSED_SLOT,
-            &[&claim.prompt_id.uuid(), &RunId::new().uuid(), &pauses],
-        ),
-        step(
-            COUNT_END,
-            &[
-                &claim.prompt_id.uuid(),
-                &counted.successes,
-                &counted.failures,
-                &status.as_str(),
-                &counted.ends,
-                &pauses,
-            ],
-        ),
-        step(INSERT_LOG, &log.params(&tenant, &run)),
-    ])
-    .await?;
-    Ok(())
+                &[&run, &claim.fence, &attempt_status, &failure.code],
+            ),
+            step(
+                DROP_PAUSED_SLOT,
+                &[&claim.prompt_id.uuid(), &RunId::new().uuid(), &pauses],
+            ),
+            step(
+                COUNT_END,
+                &[
+                    &claim.prompt_id.uuid(),
+                    &counted.successes,
+                    &counted.failures,
+                    &status.as_str(),
+                    &counted.ends,
+                    &pauses,
+                ],
+            ),
+            step(INSERT_LOG, &log.params(&tenant, &run)),
+        ])
+        .await?;
+    kept(results.first())
 }
 
 /// Keeps what a call cost although its run belongs to somebody else by now. Ends the transaction.
@@ -1188,6 +1190,7 @@ pub async fn cancel_queued(
 }
 
 /// Runs a failed run again: the model where there is no output, else the deliveries that failed.
+/// An endpoint that was gone is tried again.
 ///
 /// # Errors
 /// When the database does not answer.
@@ -1200,6 +1203,13 @@ pub async fn retry(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
         (RunStatus::Failed, true) => {
             tx.pipeline(&[
                 step(UNCOUNT_FAILURE, &[&run]),
+                step(
+                    "-- runs::retry_gone_webhooks
+                     DELETE FROM gone_webhooks g USING deliveries d
+                      WHERE d.run_id = $1 AND d.purpose = 'output' AND d.status IN ('exhausted', 'held')
+                        AND g.tenant_id = d.tenant_id AND g.url = d.target",
+                    &[&run],
+                ),
                 step(
                     "-- runs::retry_deliveries
                      UPDATE deliveries
@@ -1319,7 +1329,16 @@ pub(super) const INSERT_DELIVERIES: &str = "-- runs::insert_deliveries
       FROM unnest($4::uuid[], $5::text[], $6::int[], $7::text[], $8::text[], $9::jsonb[], $10::bytea[],
                   $11::int[])
         AS t (id, purpose, position, kind, target, destination, body, attempts_max)
-    ON CONFLICT (tenant_id, run_id, purpose, position) DO NOTHING";
+    ON CONFLICT (tenant_id, run_id, purpose, position) DO NOTHING
+    RETURNING id";
+
+/// The deliveries that [`INSERT_DELIVERIES`] kept: a run has one notice of each sort, however often
+/// it fails.
+pub(super) fn kept(rows: Option<&Vec<Row>>) -> Result<Vec<DeliveryId>, DbError> {
+    let rows = rows.into_iter().flatten();
+    rows.map(|row| Ok(DeliveryId::from(column::<Uuid>(row, "id")?)))
+        .collect()
+}
 
 pub(super) const INSERT_LOG: &str = "-- runs::log
     INSERT INTO run_logs (tenant_id, run_id, id, level, message, context)

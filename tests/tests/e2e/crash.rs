@@ -160,5 +160,5 @@ async fn refusal(home: &Home, arguments: &[&str]) -> String {
 async fn serves(carillon: &Carillon) {
     let tenant = Tenant::first(carillon);
     let health = tokio::time::timeout(Duration::from_secs(10), tenant.get("/health"));
-    assert_eq!(text(&health.await.unwrap()["status"]), "ok");
+    assert_eq!(text(&health.await.unwrap()["status"]), "healthy");
 }

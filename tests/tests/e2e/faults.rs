@@ -54,7 +54,8 @@ async fn notices(carillon: &Carillon, tenant: &Tenant, run: &Value) -> Vec<(Stri
 
 #[tokio::test]
 async fn a_rate_limit_is_waited_out() {
-    let tenant = Tenant::new(&*shared().await, "limited").await;
+    let carillon = shared().await;
+    let tenant = Tenant::new(&carillon, "limited").await;
     let marker = unique("");
     peers::aimock_limits_once(&marker, 2).await.unwrap();
     let change = json!({ "model": MODEL, "prompt_text": marker });
@@ -102,7 +103,8 @@ async fn what_asking_again_does_not_mend_fails_at_once() {
 
 #[tokio::test]
 async fn an_output_that_was_cut_is_kept_and_said() {
-    let tenant = Tenant::new(&*shared().await, "cut").await;
+    let carillon = shared().await;
+    let tenant = Tenant::new(&carillon, "cut").await;
     let run = run(&tenant, "[fixture:truncated]", json!({})).await;
     assert_eq!(run["status"], "succeeded", "{run}");
     assert_eq!(run["output"], "The report breaks off in the mid");
@@ -207,7 +209,8 @@ async fn a_prompt_that_keeps_failing_is_paused() {
 
 #[tokio::test]
 async fn a_run_under_way_can_be_cancelled() {
-    let tenant = Tenant::new(&*shared().await, "cancelled").await;
+    let carillon = shared().await;
+    let tenant = Tenant::new(&carillon, "cancelled").await;
     let change = json!({ "destinations": [tenant.webhook("/cancelled")] });
     let prompt = prompt(&tenant, "[fixture:slow]", change).await;
     let run = tenant.start(&prompt).await;

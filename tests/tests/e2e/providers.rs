@@ -16,7 +16,7 @@ const MODELS: [(&str, &str); 3] = [
     ("anthropic/claude-haiku-4-5", "/v1/messages"),
     (
         "bedrock/anthropic.claude-haiku-4-5-20251001-v1:0",
-        "/model/anthropic.claude-haiku-4-5-20251001-v1:0/converse",
+        "/model/anthropic.claude-haiku-4-5-20251001-v1%3A0/converse",
     ),
 ];
 

@@ -1,7 +1,7 @@
 //! Keeps outputs as files, one per run, that are never written over.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
 };
@@ -49,6 +49,16 @@ impl Storage {
             Err(DeliveryError::ObjectDiffers)
         }
     }
+
+    /// Reads what lies under a key.
+    pub(super) async fn get(&self, key: &str) -> Result<Bytes, DeliveryError> {
+        let Self::Directory { root } = self;
+        if !is_key(key) {
+            return Err(DeliveryError::InvalidTarget);
+        }
+        let path = root.join(key);
+        file::work(move || fs::read(path)).await.map(Bytes::from)
+    }
 }
 
 /// Whether the bytes now lie under the path, from this attempt or an earlier one.
@@ -91,8 +101,6 @@ fn is_key(key: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     const KEY: &str = "tenants/t/prompts/p/20260102T090000Z/r.md";
