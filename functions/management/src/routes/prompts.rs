@@ -72,7 +72,9 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(list_prompt_runs))
 }
 
-/// Makes a prompt. It is active at once, and its next slot is the first one from now on.
+/// Create a prompt
+///
+/// It is active at once, and its next slot is the first one from now on.
 #[utoipa::path(
     post, path = "/v1/prompts", tag = "prompts",
     request_body(content = PromptBody, example = json!({
@@ -108,8 +110,10 @@ async fn create_prompt(
         .await
 }
 
-/// Lists prompts, newest first unless asked otherwise. Without their long texts: `prompt_text`,
-/// `system_text` and `context` come with a single prompt.
+/// List prompts
+///
+/// Newest first unless asked otherwise, and without their long texts: `prompt_text`, `system_text`
+/// and `context` come with a single prompt. Deleted prompts are not listed.
 #[utoipa::path(
     get, path = "/v1/prompts", tag = "prompts",
     params(ListParams),
@@ -126,7 +130,9 @@ async fn list_prompts(
     Ok(Json(list.page(rows)))
 }
 
-/// Reads a prompt.
+/// Read a prompt
+///
+/// What its owner said of it, and where it stands. The header `ETag` holds its version, for `If-Match`.
 #[utoipa::path(
     get, path = "/v1/prompts/{id}", tag = "prompts",
     params(("id" = Uuid, Path, description = "The prompt")),
@@ -149,8 +155,11 @@ async fn get_prompt(
     Ok(([etag], Json(PromptView::from(prompt))).into_response())
 }
 
-/// Puts another prompt in its place. Another schedule counts from now on; the rest leaves the next
-/// slot as it is. Runs that wait keep the version that they were made with.
+/// Replace a prompt
+///
+/// Puts another prompt in its place; what is not sent gets its default. Another schedule counts from
+/// now on; the rest leaves the next slot as it is. Runs that wait keep the version that they were
+/// made with.
 #[utoipa::path(
     put, path = "/v1/prompts/{id}", tag = "prompts",
     params(
@@ -184,8 +193,10 @@ async fn replace_prompt(
         .await
 }
 
-/// Changes some fields of a prompt (RFC 7396): what is absent stays, null takes a field away or
-/// brings back its default. Otherwise like PUT.
+/// Change a prompt
+///
+/// A merge patch (RFC 7396): what is absent stays, null takes a field away or brings back its
+/// default. Otherwise like PUT.
 #[utoipa::path(
     patch, path = "/v1/prompts/{id}", tag = "prompts",
     params(
@@ -219,8 +230,10 @@ async fn patch_prompt(
         .await
 }
 
-/// Deletes a prompt. Runs that wait are cancelled; those of the past stay readable until they have
-/// served their time. Its `external_id` is free again.
+/// Delete a prompt
+///
+/// Runs that wait are cancelled; those of the past stay readable until they have served their time.
+/// Its `external_id` is free again.
 #[utoipa::path(
     delete, path = "/v1/prompts/{id}", tag = "prompts",
     params(("id" = Uuid, Path, description = "The prompt")),
@@ -243,7 +256,9 @@ async fn delete_prompt(
         .await
 }
 
-/// Pauses a prompt: no slot fires until it is resumed. One that is paused stays as it is.
+/// Pause a prompt
+///
+/// No slot fires until it is resumed. One that is paused stays as it is.
 #[utoipa::path(
     post, path = "/v1/prompts/{id}/pause", tag = "prompts",
     params(("id" = Uuid, Path, description = "The prompt")),
@@ -273,8 +288,10 @@ async fn pause_prompt(
         .await
 }
 
-/// Resumes a paused prompt. Its next slot is the first one from now on: those of the pause are not
-/// made up for. One that is active stays as it is.
+/// Resume a prompt
+///
+/// Its next slot is the first one from now on: those of the pause are not made up for. One that is
+/// active stays as it is.
 #[utoipa::path(
     post, path = "/v1/prompts/{id}/resume", tag = "prompts",
     params(("id" = Uuid, Path, description = "The prompt")),
@@ -301,7 +318,9 @@ async fn resume_prompt(
         .await
 }
 
-/// Ends a prompt for good. Runs that wait are cancelled too. One that is cancelled stays as it is.
+/// Cancel a prompt
+///
+/// Ends it for good. Runs that wait are cancelled too. One that is cancelled stays as it is.
 #[utoipa::path(
     post, path = "/v1/prompts/{id}/cancel", tag = "prompts",
     params(("id" = Uuid, Path, description = "The prompt")),
@@ -337,8 +356,10 @@ async fn cancel_prompt(
         .await
 }
 
-/// Runs a prompt now, active or paused, beside its schedule. A test run does everything but the
-/// deliveries, and does not count.
+/// Run a prompt now
+///
+/// Active or paused, beside its schedule. A test run does everything but the deliveries, and does not
+/// count.
 #[utoipa::path(
     post, path = "/v1/prompts/{id}/run", tag = "prompts",
     params(("id" = Uuid, Path, description = "The prompt")),
@@ -387,7 +408,9 @@ async fn run_prompt(
         .await
 }
 
-/// Lists the runs of a prompt, newest first unless asked otherwise, without their outputs.
+/// List a prompt's runs
+///
+/// Newest first unless asked otherwise, without their outputs.
 #[utoipa::path(
     get, path = "/v1/prompts/{id}/runs", tag = "prompts",
     params(
@@ -413,6 +436,7 @@ async fn list_prompt_runs(
 /// A word beside a change of status.
 #[derive(Debug, ToSchema)]
 #[expect(dead_code, reason = "describes the body; `note` reads it")]
+#[serde(deny_unknown_fields)]
 struct NoteBody {
     /// Kept as `status_note`.
     #[schema(max_length = 500, nullable)]
@@ -431,6 +455,7 @@ fn note(body: &Value) -> Result<Option<&str>, ApiError> {
 /// How a run is to be made.
 #[derive(Debug, ToSchema)]
 #[expect(dead_code, reason = "describes the body; `trigger` reads it")]
+#[serde(deny_unknown_fields)]
 struct RunBody {
     /// Everything but the deliveries; the run does not count.
     #[schema(default = false, nullable)]
@@ -500,10 +525,18 @@ struct ListParams {
     #[param(inline, max_items = 20)]
     tag_all: Option<Vec<Tag>>,
     /// With this text in its name, whatever the case.
-    #[param(min_length = 1, max_length = 200)]
+    #[param(
+        min_length = 1,
+        max_length = 200,
+        pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"
+    )]
     name_contains: Option<String>,
     /// With your own id.
-    #[param(min_length = 1, max_length = 200)]
+    #[param(
+        min_length = 1,
+        max_length = 200,
+        pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"
+    )]
     external_id: Option<String>,
     /// Only this user's.
     user_id: Option<Uuid>,
@@ -531,7 +564,11 @@ struct ListParams {
 
 /// A word to find prompts by.
 #[derive(ToSchema)]
-#[schema(min_length = 1, max_length = 50)]
+#[schema(
+    min_length = 1,
+    max_length = 50,
+    pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"
+)]
 #[expect(dead_code, reason = "describes a parameter")]
 struct Tag(String);
 

@@ -43,7 +43,9 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(list_run_deliveries))
 }
 
-/// Lists the tenant's runs, newest first unless asked otherwise. Outputs are left out; read a run
+/// List runs
+///
+/// All of the tenant's, newest first unless asked otherwise. Outputs are left out; read a run
 /// for its output. Runs of a deleted prompt stay in this list until they have served their time.
 #[utoipa::path(
     get, path = "/v1/runs", tag = "runs",
@@ -65,7 +67,9 @@ async fn list_runs(
     Ok(Json(wanted.answer(rows)))
 }
 
-/// Reads a run: with its output, the input that the model was given, and every model call.
+/// Read a run
+///
+/// With its output, the input that the model was given, and every model call.
 #[utoipa::path(
     get, path = "/v1/runs/{id}", tag = "runs",
     params(("id" = Uuid, Path, description = "The run")),
@@ -83,6 +87,8 @@ async fn get_run(
     run.map(Json).ok_or_else(ApiError::not_found)
 }
 
+/// Cancel a run
+///
 /// Stops a run that is not over. A model call that is under way is not heeded any more, though it
 /// may be paid; deliveries that have not begun are dropped. A run that was cancelled before stays
 /// as it is.
@@ -123,6 +129,8 @@ async fn cancel_run(
         .await
 }
 
+/// Retry a run
+///
 /// Takes a run that failed or timed out up again: with a new model call where it has no output,
 /// else with the deliveries that failed.
 #[utoipa::path(
@@ -184,7 +192,9 @@ async fn retry_run(
         .await
 }
 
-/// Lists what happened to a run, oldest line first.
+/// List a run's log
+///
+/// What happened to the run, oldest line first.
 #[utoipa::path(
     get, path = "/v1/runs/{id}/logs", tag = "runs",
     params(
@@ -213,8 +223,10 @@ async fn list_run_logs(
     Ok(Json(Page::new(lines, limit, SCOPE, place, |line| line)))
 }
 
-/// Lists where a run's output went, in the order of the prompt's destinations, then the notices
-/// about it. There is one page.
+/// List a run's deliveries
+///
+/// Where its output went, in the order of the prompt's destinations, then the notices about it.
+/// There is one page.
 #[utoipa::path(
     get, path = "/v1/runs/{id}/deliveries", tag = "runs",
     params(("id" = Uuid, Path, description = "The run")),

@@ -15,7 +15,9 @@ use crate::{app::App, auth::Caller, command::Command, error::ApiError, query::Qu
 const COUNT: u8 = 5;
 const COUNT_MAX: u8 = 100;
 
-/// Says what a schedule would do: its next slots, what EventBridge would be told, a description and
+/// Preview a schedule
+///
+/// What a schedule would do: its next slots, what EventBridge would be told, a description and
 /// warnings. Writes nothing.
 #[utoipa::path(
     post, path = "/v1/prompts/preview", tag = "prompts",
@@ -53,6 +55,7 @@ pub(super) async fn preview_schedule(
 /// What to look at.
 #[derive(Debug, ToSchema)]
 #[expect(dead_code, reason = "describes the body; the handler reads it")]
+#[serde(deny_unknown_fields)]
 pub(super) struct PreviewBody {
     /// As in a prompt.
     schedule: Form,
