@@ -80,6 +80,7 @@ pub enum OnUnknown {
 /// The kind of a destination, as the tables and the API name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = DestinationKind)]
 pub enum Kind {
     /// [`Destination::Email`], and the notices that go to a prompt's notification email.
     Email,

@@ -203,7 +203,7 @@ pub struct ModelSettings {
     max_output_tokens: Option<u32>,
     /// Texts at which the model stops; they are not part of the output.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schema(max_items = 4)]
+    #[schema(max_items = 4, nullable)]
     stop_sequences: Vec<String>,
 }
 

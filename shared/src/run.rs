@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 /// A closed set of words that stand in a column, in JSON and in the code alike.
 macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:tt,)+ }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
         pub enum $name {
@@ -159,6 +159,9 @@ impl RunStatus {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+    use utoipa::PartialSchema;
+
     use super::*;
 
     #[test]
@@ -167,10 +170,20 @@ mod tests {
             assert_eq!(status.as_str().parse::<RunStatus>().unwrap(), *status);
             assert_eq!(
                 serde_json::to_value(status).unwrap(),
-                serde_json::json!(status.as_str())
+                json!(status.as_str())
             );
         }
         assert!("done".parse::<RunStatus>().is_err());
+    }
+
+    #[test]
+    fn the_documents_have_the_same_words() {
+        fn documented<T: PartialSchema>() -> Value {
+            serde_json::to_value(T::schema()).unwrap()["enum"].clone()
+        }
+        assert_eq!(documented::<RunStatus>(), json!(RunStatus::ALL));
+        assert_eq!(documented::<RunTrigger>(), json!(RunTrigger::ALL));
+        assert_eq!(documented::<DeliveryStatus>(), json!(DeliveryStatus::ALL));
     }
 
     #[test]

@@ -14,6 +14,8 @@ The end of the path says how to answer; anything else is 200 with `ok`:
     .../status/500             that status
     .../slow/5                 200, after so many seconds
     .../fail-then-ok/2         503 the first two times, then 200
+    .../gone-then-ok/2         410 the first two times, then 200
+    .../busy-then-ok/3         503 with that Retry-After the first time, then 200
     .../retry-after/30         503 with that Retry-After
     .../big                    200 with a body of 1 MiB
     .../redirect               307 to `.../redirected`
@@ -103,6 +105,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(200, {"status": "ok"})
             case [*_, "fail-then-ok", times]:
                 self.answer(503 if attempt <= int(times) else 200, {"attempt": attempt})
+            case [*_, "gone-then-ok", times]:
+                self.answer(410 if attempt <= int(times) else 200, {"attempt": attempt})
+            case [*_, "busy-then-ok", seconds] if attempt == 1:
+                self.answer(503, {"status": "busy"}, {"retry-after": seconds})
             case [*_, "retry-after", seconds]:
                 self.answer(503, {"status": "busy"}, {"retry-after": seconds})
             case [*_, "big"]:

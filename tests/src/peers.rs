@@ -197,6 +197,25 @@ pub async fn aimock_limits_once(marker: &str, retry_after_s: u32) -> Result<()> 
     post(&url, &fixtures).await.map(drop)
 }
 
+/// Makes aimock give this answer to a user message that contains `marker`, `latency_ms` late. The
+/// marker must be this test's own.
+///
+/// # Errors
+/// When aimock refuses.
+///
+/// # Panics
+/// When the test does not run in a testbed with it.
+pub async fn aimock_answers(marker: &str, content: &str, latency_ms: u32) -> Result<()> {
+    let usage = json!({"prompt_tokens": 30, "completion_tokens": 5});
+    let fixtures = json!({"fixtures": [
+        {"match": {"userMessage": marker},
+         "response": {"content": content, "usage": usage, "finishReason": "stop"},
+         "chaos": {"latencyMs": latency_ms}},
+    ]});
+    let url = format!("{}/__aimock/fixtures", aimock_url());
+    post(&url, &fixtures).await.map(drop)
+}
+
 /// The requests that aimock got whose body contains `marker`, oldest first: `method`, `path`,
 /// `headers`, `body`, `response`.
 ///
@@ -236,6 +255,22 @@ pub async fn webhook_secrets(path: &str, secrets: &[&str]) -> Result<()> {
 /// When the test does not run in a testbed with it.
 pub async fn webhook_journal(path: &str) -> Result<Vec<Value>> {
     get(&format!("{}/journal?path={path}", webhook_url())).await
+}
+
+/// An email file as Python's mail parser reads it: `from`, `to`, `subject`, `message_id`, `type`,
+/// `text`, `html`, `defects`.
+///
+/// # Errors
+/// When Python cannot read it.
+pub async fn read_mail(file: &Path) -> Result<Value> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/read_mail.py");
+    let mut command = std::process::Command::new(installed("CARILLON_TEST_PYTHON")?);
+    command.arg(script).arg(file);
+    let reading = tokio::task::spawn_blocking(move || command.output());
+    let output = tokio::time::timeout(CALL_LIMIT, reading).await???;
+    let said = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "{}: {said}", file.display());
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 async fn post(url: &str, body: &Value) -> Result<Value> {

@@ -24,6 +24,7 @@ use crate::{
         render::{self, FailureFacts, RenderError, Rendered, RunFacts},
     },
     job::Job,
+    lease,
 };
 
 /// A delivery that was rendered, and the row that keeps it.
@@ -33,13 +34,15 @@ pub(crate) struct Prepared {
     gone: bool,
 }
 
-/// Renders a run's output for each of its destinations.
+/// Renders a run's output for each of its destinations. `stored_key` is where it lies already, if
+/// it is too long for its row.
 pub(crate) fn prepare(
     executor: &Executor,
     claim: &Claim,
     job: &Job,
     recorded: &Recorded,
     answer: &Answer<'_>,
+    stored_key: Option<&str>,
 ) -> Vec<Prepared> {
     let slot_local = job.slot_local();
     let facts = run_facts(claim, job, recorded, answer, slot_local.as_deref());
@@ -53,7 +56,7 @@ pub(crate) fn prepare(
                     render::email(&facts, id, email, subject.as_deref(), &executor.from)
                 }
                 Destination::Webhook(webhook) => render::webhook(&facts, webhook),
-                Destination::Storage => Ok(render::storage(&facts)),
+                Destination::Storage => Ok(render::storage(&facts).moved_to(stored_key)),
             };
             let destination_json = serde_json::to_value(destination).unwrap_or_default();
             let mut prepared = prepared(
@@ -109,28 +112,54 @@ pub(crate) fn notices(
     vec![prepared(id, purpose, 0, Kind::Email, destination, rendered)]
 }
 
-/// Stores an output that is too long for its row, and gives where it lies.
+/// Where an output lies that is too long for its row.
+pub(crate) struct StoredOutput {
+    pub(crate) key: String,
+    pub(crate) location: String,
+}
+
+/// Stores an output that is too long for its row.
+///
+/// A claimant that vanished between this and its record leaves an object behind. The next one's
+/// output differs from it, is as good, and was paid for: it goes under a key of its own.
 pub(crate) async fn store_output(
     executor: &Executor,
     claim: &Claim,
     job: &Job,
     output: &str,
-) -> Result<String, Failure> {
+) -> Result<StoredOutput, Failure> {
     let key = render::storage_key(claim.tenant_id, claim.prompt_id, job.slot(), claim.run_id);
+    let body = Bytes::copy_from_slice(output.as_bytes());
+    let stored = match store(executor, key.clone(), body.clone()).await {
+        Err(DeliveryError::ObjectDiffers) => {
+            let key = format!("{}-{}.md", key.trim_end_matches(".md"), claim.fence);
+            store(executor, key, body).await
+        }
+        stored => stored,
+    };
+    stored.map_err(|error| Failure {
+        code: "output_not_stored".to_owned(),
+        message: format!("the output is too long for its row, and storing it failed: {error}"),
+        then: shared::db::runs::AfterFailure::End(RunStatus::Failed),
+    })
+}
+
+async fn store(
+    executor: &Executor,
+    key: String,
+    body: Bytes,
+) -> Result<StoredOutput, DeliveryError> {
     let item = Outgoing {
         delivery_id: DeliveryId::new(),
         target: Target::Storage(&key),
-        body: Bytes::copy_from_slice(output.as_bytes()),
+        body,
         attempted_at: Utc::now(),
     };
-    match executor.sender.send(&item).await {
-        Ok(sent) => Ok(sent.location.unwrap_or(key)),
-        Err(error) => Err(Failure {
-            code: "output_not_stored".to_owned(),
-            message: format!("the output is too long for its row, and storing it failed: {error}"),
-            then: shared::db::runs::AfterFailure::End(RunStatus::Failed),
-        }),
-    }
+    let sent = executor.sender.send(&item).await?;
+    Ok(StoredOutput {
+        location: sent.location.unwrap_or_else(|| key.clone()),
+        key,
+    })
 }
 
 /// Sends deliveries that this process holds, side by side, and settles each as soon as it is
@@ -236,7 +265,12 @@ struct Held {
 
 async fn send_one(executor: &Executor, held: Held, secrets: &SealedSecrets) -> Result<(), DbError> {
     let claim = held.claim;
-    let attempted = attempt(executor, held, secrets).await;
+    let sending = Box::pin(attempt(executor, held, secrets));
+    let renew = || renew(executor, &claim);
+    let Some(attempted) = lease::hold(executor, claim.run_id, sending, renew).await else {
+        info!(delivery.id = %claim.delivery_id, "delivery was taken over while it was sent");
+        return Ok(());
+    };
     let settled = match attempted {
         Ok(sent) => Settled {
             status: DeliveryStatus::Delivered,
@@ -253,6 +287,11 @@ async fn send_one(executor: &Executor, held: Held, secrets: &SealedSecrets) -> R
     settle(executor, &claim, settled).await
 }
 
+async fn renew(executor: &Executor, claim: &DeliveryClaim) -> Result<(), DbError> {
+    let tx = executor.db.tenant(claim.tenant_id).await?;
+    deliveries::renew(tx, claim, executor.lease_ms()).await
+}
+
 async fn attempt(
     executor: &Executor,
     held: Held,
@@ -265,12 +304,21 @@ async fn attempt(
             "the endpoint answered 410 before; name it in the prompt again, or redeliver, to try it",
         ));
     }
-    let Some(body) = held.body else {
-        return Err(settled(
-            DeliveryStatus::Exhausted,
-            "not_rendered",
-            "the output could not be put into the destination's form",
-        ));
+    let body = match (held.body, held.kind) {
+        (Some(body), _) => body,
+        // An output that is too long for its row was stored when it was recorded.
+        (None, Kind::Storage) => executor
+            .sender
+            .stored(&held.target)
+            .await
+            .map_err(|error| after_error(&error, &held.claim, &held.target))?,
+        (None, Kind::Email | Kind::Webhook) => {
+            return Err(settled(
+                DeliveryStatus::Exhausted,
+                "not_rendered",
+                "the output could not be put into the destination's form",
+            ));
+        }
     };
     let signing = match held.kind {
         Kind::Webhook => match open(executor, held.claim.tenant_id, secrets) {
@@ -335,16 +383,17 @@ async fn settle(
         }
         end => end?,
     };
-    let notices = notices_of_end(executor, claim, &end);
+    let mut notices = notices_of_end(executor, claim, &end);
     let rows = notices.iter().map(|one| &one.row).collect::<Vec<_>>();
     let lease_ms = executor.lease_ms();
-    deliveries::finish(tx, claim, &settled, &end, &rows, lease_ms).await?;
-    log(claim, &settled, end.status);
+    let kept = deliveries::finish(tx, claim, &settled, &end, &rows, lease_ms).await?;
+    notices.retain(|one| kept.contains(&one.row.id));
+    log(claim, &settled, &end);
     // A notice's own end has no notice: this goes one level deep.
     Box::pin(send_notices(executor, claim, &end, notices)).await
 }
 
-fn log(claim: &DeliveryClaim, settled: &Settled, run_status: Option<RunStatus>) {
+fn log(claim: &DeliveryClaim, settled: &Settled, end: &deliveries::RunEnd) {
     if settled.status == DeliveryStatus::Delivered {
         info!(
             delivery.id = %claim.delivery_id, run.id = %claim.run_id, tenant.id = %claim.tenant_id,
@@ -353,11 +402,11 @@ fn log(claim: &DeliveryClaim, settled: &Settled, run_status: Option<RunStatus>) 
     } else {
         warn!(
             delivery.id = %claim.delivery_id, run.id = %claim.run_id, tenant.id = %claim.tenant_id,
-            delivery.status = %settled.status, delivery.attempt = claim.attempt,
+            delivery.status = %end.delivery, delivery.attempt = claim.attempt,
             error.code = settled.error_code, "delivery attempt failed"
         );
     }
-    if let Some(status) = run_status {
+    if let Some(status) = end.status {
         info!(run.id = %claim.run_id, tenant.id = %claim.tenant_id, run.status = %status, "run ended");
     }
 }

@@ -19,6 +19,7 @@ pub mod deliver;
 mod deliveries;
 pub mod http;
 mod job;
+mod lease;
 pub mod model;
 mod runs;
 
@@ -36,7 +37,7 @@ pub struct Executor {
     pub catalog: Catalog,
     /// Who emails come from.
     pub from: Mailbox,
-    /// How long a claim holds without being renewed. It must be longer than a delivery attempt.
+    /// How long a claim holds without being renewed.
     pub lease: Duration,
 }
 

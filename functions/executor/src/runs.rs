@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use crate::{
     Executor, deliveries,
     job::{Job, Texts, stored_spec},
+    lease,
     model::{Disposition, ModelAnswer, ModelError, ModelRequest},
 };
 
@@ -82,6 +83,10 @@ pub(crate) async fn resume(
         NextStep::Leave => tx.commit().await,
         NextStep::Defer => runs::defer(tx, &locked, DEFER_MS).await,
         NextStep::SkipLimit => runs::skip_over_limit(tx, &locked).await,
+        NextStep::Cancel(reason) => {
+            runs::cancel_queued(&tx, locked.prompt_id, reason).await?;
+            tx.commit().await
+        }
         NextStep::GiveUp => {
             tx.commit().await?;
             give_up(executor, tenant_id, &locked).await
@@ -196,21 +201,7 @@ async fn call_model(
     };
     let timeout = Duration::from_millis(job.spec.timeout_ms().into());
     let call = executor.models.call(&request, timeout);
-    tokio::pin!(call);
-    let period = executor.lease / 3;
-    let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
-    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            result = &mut call => return Some(result),
-            _ = beat.tick() => match renew(executor, claim).await {
-                Ok(()) => {}
-                Err(DbError::StaleLease) => return None,
-                // The fence guards the record whoever holds the run by then.
-                Err(error) => warn!(run.id = %claim.run_id, %error, "lease not renewed"),
-            },
-        }
-    }
+    lease::hold(executor, claim.run_id, call, || renew(executor, claim)).await
 }
 
 async fn renew(executor: &Executor, claim: &Claim) -> Result<(), DbError> {
@@ -227,7 +218,7 @@ async fn record_answer(
 ) -> Result<(), DbError> {
     let stored_at = if answer.output.len() > INLINE_BYTES_MAX {
         match deliveries::store_output(executor, claim, job, &answer.output).await {
-            Ok(uri) => Some(uri),
+            Ok(stored) => Some(stored),
             Err(failure) => {
                 return record_failure(executor, claim, Some(job), failure, "ok").await;
             }
@@ -240,7 +231,7 @@ async fn record_answer(
         truncated: answer.stop.is_truncated(),
         sha256: Sha256::digest(answer.output.as_bytes()).into(),
         model: &answer.model,
-        output_uri: stored_at.as_deref(),
+        output_uri: stored_at.as_ref().map(|stored| stored.location.as_str()),
         tokens: answer.usage.as_ref().map(|usage| Tokens {
             input: signed(usage.input_total()),
             output: signed(usage.output_tokens),
@@ -268,14 +259,16 @@ async fn record_answer(
         }
         recorded => recorded?,
     };
-    let prepared = if goes_out {
-        deliveries::prepare(executor, claim, job, &recorded, &record)
+    let mut prepared = if goes_out {
+        let key = stored_at.as_ref().map(|stored| stored.key.as_str());
+        deliveries::prepare(executor, claim, job, &recorded, &record, key)
     } else {
         Vec::new()
     };
     let rows = prepared.iter().map(|one| &one.row).collect::<Vec<_>>();
     let lease_ms = executor.lease_ms();
-    runs::finish_output(tx, claim, &recorded, &record, status, &rows, lease_ms).await?;
+    let kept = runs::finish_output(tx, claim, &recorded, &record, status, &rows, lease_ms).await?;
+    prepared.retain(|one| kept.contains(&one.row.id));
     info!(
         run.id = %claim.run_id, prompt.id = %claim.prompt_id, tenant.id = %claim.tenant_id,
         run.status = %status, run.attempt = claim.attempt, run.latency_ms = record.latency_ms,
@@ -300,7 +293,7 @@ pub(crate) async fn record_failure(
         }
         recorded => recorded?,
     };
-    let notices = match (failure.then, job) {
+    let mut notices = match (failure.then, job) {
         (AfterFailure::End(_), Some(job)) => {
             deliveries::notices(executor, claim, job, &recorded.notice(), &failure)
         }
@@ -308,7 +301,7 @@ pub(crate) async fn record_failure(
     };
     let rows = notices.iter().map(|one| &one.row).collect::<Vec<_>>();
     let lease_ms = executor.lease_ms();
-    runs::finish_failure(
+    let kept = runs::finish_failure(
         tx,
         claim,
         &recorded,
@@ -318,6 +311,7 @@ pub(crate) async fn record_failure(
         lease_ms,
     )
     .await?;
+    notices.retain(|one| kept.contains(&one.row.id));
     warn!(
         run.id = %claim.run_id, prompt.id = %claim.prompt_id, tenant.id = %claim.tenant_id,
         run.attempt = claim.attempt, run.attempts_max = claim.attempts_max,

@@ -1,19 +1,30 @@
 //! The OpenAPI document: what the handlers say of themselves, and what is true of all of them.
 
+mod examples;
+
+use serde_json::Value;
 use utoipa::{
     OpenApi,
     openapi::{
-        Content, HttpMethod, Ref, RefOr, Required, Response, Schema,
+        Components, Content, Header, HttpMethod, Ref, RefOr, Required, Response, Schema,
+        header::HeaderBuilder,
         path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem},
-        schema::{ObjectBuilder, SchemaType, Type},
+        schema::{ArrayItems, ObjectBuilder, SchemaType, Type},
         security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
 
-use crate::{error::Problem, routes};
+use crate::{
+    error::Problem,
+    page::{CURSOR_CHARS_MAX, Limit},
+    routes,
+};
 
 const API_KEY: &str = "api_key";
 const PLATFORM_KEY: &str = "platform_key";
+const HEALTH: &str = "/health";
+/// RFC 9110, section 13.1.1.
+const ENTITY_TAGS: &str = r#"^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$"#;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -62,20 +73,51 @@ pub(crate) fn base() -> utoipa::openapi::OpenApi {
 
 /// Adds to every operation what the frame does around it.
 pub(crate) fn complete(api: &mut utoipa::openapi::OpenApi) {
+    if let Some(components) = &mut api.components {
+        name_items(components);
+    }
     for (path, item) in &mut api.paths.paths {
         for (method, operation) in operations(item) {
             secure(path, operation);
-            if method == HttpMethod::Post && !path.ends_with("/preview") {
+            for parameter in operation.parameters.iter_mut().flatten() {
+                if let RefOr::T(parameter) = parameter {
+                    describe_parameter(parameter);
+                }
+            }
+            // A preview changes nothing, so it may be repeated as it is.
+            let repeatable = method == HttpMethod::Post && !path.ends_with("/preview");
+            if repeatable {
                 let parameters = operation.parameters.get_or_insert_default();
                 parameters.push(RefOr::T(idempotency_key()));
             }
-            for (status, description) in refusals(path, &method, operation) {
+            for (status, description) in refusals(path, &method, repeatable, operation) {
                 operation
                     .responses
                     .responses
                     .entry(status.to_owned())
                     .or_insert_with(|| RefOr::T(problem(description)));
             }
+            describe_body(operation);
+            for (status, response) in &mut operation.responses.responses {
+                if let RefOr::T(response) = response {
+                    describe_response(path, status, repeatable, response);
+                }
+            }
+        }
+    }
+}
+
+/// The items of a page are named, not repeated.
+fn name_items(components: &mut Components) {
+    let names: Vec<String> = components.schemas.keys().cloned().collect();
+    for name in &names {
+        if let Some(item) = name.strip_prefix("Page_")
+            && names.iter().any(|name| name == item)
+            && let Some(RefOr::T(Schema::Object(page))) = components.schemas.get_mut(name)
+            && let Some(RefOr::T(Schema::Array(items))) = page.properties.get_mut("items")
+        {
+            let named = RefOr::Ref(Ref::from_schema_name(item));
+            items.items = ArrayItems::RefOrSchema(Box::new(named));
         }
     }
 }
@@ -93,7 +135,7 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (HttpMethod, &mut Ope
 }
 
 fn secure(path: &str, operation: &mut Operation) {
-    let scheme = if path == "/health" {
+    let scheme = if path == HEALTH {
         return;
     } else if path.starts_with("/v1/admin") {
         PLATFORM_KEY
@@ -104,16 +146,139 @@ fn secure(path: &str, operation: &mut Operation) {
     operation.security = Some(vec![requirement]);
 }
 
+/// A query or a header holds text: one that may be left out is never null.
+fn describe_parameter(parameter: &mut Parameter) {
+    let text = ObjectBuilder::new().schema_type(Type::String);
+    match parameter.name.as_str() {
+        "cursor" => {
+            let cursor = text
+                .min_length(Some(1))
+                .max_length(Some(CURSOR_CHARS_MAX))
+                .pattern(Some("^[A-Za-z0-9_-]+$"));
+            parameter.schema = Some(cursor.into());
+        }
+        "If-Match" => {
+            let tags = text.pattern(Some(ENTITY_TAGS)).examples(["\"2\""]);
+            parameter.schema = Some(tags.into());
+        }
+        _ => {}
+    }
+    let schema = match &mut parameter.schema {
+        Some(RefOr::T(schema)) => schema,
+        Some(RefOr::Ref(_)) | None => return,
+    };
+    match schema {
+        Schema::Object(object) => {
+            forget_null(&mut object.schema_type);
+            if parameter.name == "limit" {
+                object.default = Some(Value::from(Limit::DEFAULT.items()));
+            }
+        }
+        Schema::Array(array) => forget_null(&mut array.schema_type),
+        Schema::OneOf(either) => {
+            either.items.retain(|one| !is_null(one));
+            if let [only] = either.items.as_slice() {
+                parameter.schema = Some(only.clone());
+            }
+        }
+        _ => {}
+    }
+}
+
+fn forget_null(kind: &mut SchemaType) {
+    if let SchemaType::Array(types) = kind {
+        types.retain(|one| *one != Type::Null);
+        if let [only] = types.as_slice() {
+            *kind = SchemaType::Type(only.clone());
+        }
+    }
+}
+
+fn is_null(schema: &RefOr<Schema>) -> bool {
+    match schema {
+        RefOr::T(Schema::Object(object)) => object.schema_type == SchemaType::Type(Type::Null),
+        RefOr::T(_) | RefOr::Ref(_) => false,
+    }
+}
+
+fn describe_body(operation: &mut Operation) {
+    if let Some(RefOr::T(body)) = &mut operation.request_body {
+        for content in body.content.values_mut() {
+            exemplify(content);
+        }
+    }
+}
+
+fn describe_response(path: &str, status: &str, repeatable: bool, response: &mut Response) {
+    for (media_type, content) in &mut response.content {
+        if media_type == "application/problem+json" {
+            if let RefOr::T(content) = content
+                && content.example.is_none()
+            {
+                content.example = examples::problem(path, status);
+            }
+        } else {
+            exemplify(content);
+        }
+    }
+    let mut tell = |name: &str, description: &str| {
+        response
+            .headers
+            .entry(name.to_owned())
+            .or_insert_with(|| RefOr::T(text_header(description)));
+    };
+    tell("x-request-id", "The request's id: your own, or a new one");
+    match status {
+        "401" => tell("WWW-Authenticate", "How to say who you are"),
+        "409" if repeatable => tell(
+            "Retry-After",
+            "Seconds to wait, where an equal request is under way",
+        ),
+        "503" if path != HEALTH => tell("Retry-After", "Seconds to wait"),
+        _ if repeatable && status.starts_with('2') => {
+            tell(
+                "Idempotent-Replayed",
+                "`true` where the answer is that of an earlier request",
+            );
+        }
+        _ => {}
+    }
+}
+
+/// An example of the content, by the name of its schema.
+fn exemplify(content: &mut RefOr<Content>) {
+    let RefOr::T(content) = content else { return };
+    if content.example.is_none() && content.examples.is_empty() {
+        content.example = content.schema.as_ref().and_then(example_of);
+    }
+}
+
+fn example_of(schema: &RefOr<Schema>) -> Option<Value> {
+    match schema {
+        RefOr::Ref(named) => examples::of(named.ref_location.rsplit('/').next()?),
+        RefOr::T(Schema::OneOf(either)) => either.items.iter().find_map(example_of),
+        RefOr::T(_) => None,
+    }
+}
+
+fn text_header(description: &str) -> Header {
+    HeaderBuilder::new()
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .description(Some(description))
+        .build()
+}
+
 fn refusals(
     path: &str,
     method: &HttpMethod,
+    repeatable: bool,
     operation: &Operation,
 ) -> Vec<(&'static str, &'static str)> {
     let mut refusals = vec![
         ("500", "Something went wrong on our side"),
         ("503", "The service cannot answer at the moment"),
     ];
-    if path == "/health" {
+    if path == HEALTH {
         return refusals;
     }
     refusals.push(("401", "The key is missing, unknown, revoked or expired"));
@@ -126,23 +291,16 @@ fn refusals(
     if path.contains('{') || path.starts_with("/v1/admin") {
         refusals.push(("404", "There is no such object"));
     }
-    let in_query = |parameter: &RefOr<Parameter>| match parameter {
-        RefOr::T(parameter) => parameter.parameter_in == ParameterIn::Query,
-        RefOr::Ref(_) => false,
-    };
-    let mut parameters = operation.parameters.iter().flatten();
-    if *method != HttpMethod::Get || parameters.any(in_query) {
-        refusals.push(("422", "The request has faults; `errors` lists them"));
-    }
+    // A query parameter that nobody knows is refused everywhere.
+    refusals.push(("422", "The request has faults; `errors` lists them"));
     if operation.request_body.is_some() {
         refusals.push(("400", "The body is not JSON"));
         refusals.push(("415", "The body is not declared as JSON"));
     }
+    if repeatable {
+        refusals.push(("409", "An equal request is under way"));
+    }
     if *method != HttpMethod::Get {
-        refusals.push((
-            "409",
-            "The object's state forbids it, or an equal request is under way",
-        ));
         refusals.push(("413", "The body is larger than 256 kB"));
     }
     if matches!(method, HttpMethod::Put | HttpMethod::Patch) && !path.starts_with("/v1/admin") {

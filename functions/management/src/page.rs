@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// Longer texts are no cursors.
-const CURSOR_CHARS_MAX: usize = 2048;
+pub(crate) const CURSOR_CHARS_MAX: usize = 2048;
 
 /// A page of a list.
 #[derive(Debug, Serialize, ToSchema)]
@@ -67,7 +67,7 @@ impl Limit {
         i64::from(self.0) + 1
     }
 
-    fn items(self) -> usize {
+    pub(crate) fn items(self) -> usize {
         usize::from(self.0)
     }
 }

@@ -3,6 +3,10 @@
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use tokio_postgres::Row;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, Type},
+};
 use uuid::Uuid;
 
 use super::{DbError, TenantTx, column};
@@ -83,6 +87,18 @@ impl Action {
             .map_or(self.as_str(), |(kind, _)| kind)
     }
 }
+
+impl PartialSchema for Action {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("What was done."))
+            .enum_values(Some(Self::ALL.map(Self::as_str)))
+            .into()
+    }
+}
+
+impl ToSchema for Action {}
 
 /// Who did it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -332,6 +332,8 @@ pub enum NextStep {
     GiveUp,
     /// End it unrun: `max_runs` was reached by others.
     SkipLimit,
+    /// End it: its prompt was cancelled or deleted while an earlier try was under way.
+    Cancel(&'static str),
 }
 
 /// Locks a run and its prompt and decides what to do. One round trip.
@@ -351,6 +353,7 @@ pub async fn lock(tx: &TenantTx, run_id: RunId) -> Result<Option<LockedRun>, DbE
                     previous_output!("r.prompt_id"),
                     ",
                         r.attempt, r.attempts_max, v.spec,
+                        p.deleted_at IS NOT NULL AS prompt_deleted, p.status = 'cancelled' AS prompt_cancelled,
                         r.available_at <= clock_timestamp() AS available,
                         r.lease_expires_at <= clock_timestamp() AS lease_over,
                         r.attempt = 0 AND r.trigger <> 'test' AND p.run_count >= p.max_runs AS over_limit,
@@ -397,23 +400,39 @@ fn next_step(run: &Row, capacity: &Row) -> Result<NextStep, DbError> {
     let has_capacity = has_capacity(capacity)?;
     let spent = column::<i32>(run, "attempt")? >= column::<i32>(run, "attempts_max")?;
     let lease_over = column::<Option<bool>>(run, "lease_over")?.unwrap_or(true);
-    Ok(match word(run, "status")? {
-        RunStatus::Queued if !column::<bool>(run, "available")? => NextStep::Leave,
-        RunStatus::Queued if column::<Option<bool>>(run, "over_limit")?.unwrap_or(false) => {
+    let prompt_over = if column(run, "prompt_deleted")? {
+        Some("prompt_deleted")
+    } else if column(run, "prompt_cancelled")? {
+        Some("prompt_cancelled")
+    } else {
+        None
+    };
+    Ok(match (word(run, "status")?, prompt_over) {
+        (RunStatus::Queued, Some(reason)) => NextStep::Cancel(reason),
+        (RunStatus::Running, Some(_)) if lease_over => NextStep::GiveUp,
+        (RunStatus::Queued, None) if !column::<bool>(run, "available")? => NextStep::Leave,
+        (RunStatus::Queued, None)
+            if column::<Option<bool>>(run, "over_limit")?.unwrap_or(false) =>
+        {
             NextStep::SkipLimit
         }
-        RunStatus::Queued if column::<bool>(run, "overlapped")? || !has_capacity => NextStep::Defer,
-        RunStatus::Queued => NextStep::Claim,
-        RunStatus::Running if !lease_over => NextStep::Leave,
-        RunStatus::Running if spent => NextStep::GiveUp,
-        RunStatus::Running => NextStep::Claim,
-        RunStatus::Generated
-        | RunStatus::Succeeded
-        | RunStatus::Failed
-        | RunStatus::TimedOut
-        | RunStatus::Cancelled
-        | RunStatus::Skipped
-        | RunStatus::Missed => NextStep::Leave,
+        (RunStatus::Queued, None) if column::<bool>(run, "overlapped")? || !has_capacity => {
+            NextStep::Defer
+        }
+        (RunStatus::Queued, None) => NextStep::Claim,
+        (RunStatus::Running, _) if !lease_over => NextStep::Leave,
+        (RunStatus::Running, _) if spent => NextStep::GiveUp,
+        (RunStatus::Running, _) => NextStep::Claim,
+        (
+            RunStatus::Generated
+            | RunStatus::Succeeded
+            | RunStatus::Failed
+            | RunStatus::TimedOut
+            | RunStatus::Cancelled
+            | RunStatus::Skipped
+            | RunStatus::Missed,
+            _,
+        ) => NextStep::Leave,
     })
 }
 
@@ -866,7 +885,7 @@ async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Reco
 }
 
 /// Settles the attempt, inserts the deliveries as held by this claimant, counts, and commits.
-/// One round trip.
+/// Gives the deliveries that were inserted. One round trip.
 ///
 /// # Errors
 /// When the database does not answer; then nothing of the recording is kept.
@@ -878,7 +897,7 @@ pub async fn finish_output(
     status: RunStatus,
     deliveries: &[&NewDelivery],
     lease_ms: i64,
-) -> Result<(), DbError> {
+) -> Result<Vec<DeliveryId>, DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
     let [input, output, cached] = columns_of(answer.tokens);
@@ -896,7 +915,8 @@ pub async fn finish_output(
         }),
     );
     let counted = Counted::of(status, recorded.trigger);
-    tx.commit_with(&[
+    let results = tx.commit_with(&[
+        step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
         step(
             "-- runs::settle_ok
              UPDATE run_attempts
@@ -912,7 +932,6 @@ pub async fn finish_output(
                 &answer.cost_usd,
             ],
         ),
-        step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
         step(
             COUNT_END,
             &[
@@ -938,10 +957,11 @@ pub async fn finish_output(
         step(INSERT_LOG, &log.params(&tenant, &run)),
     ])
     .await?;
-    Ok(())
+    kept(results.first())
 }
 
-/// Settles the attempt, inserts a notice if there is one, counts, and commits. One round trip.
+/// Settles the attempt, inserts a notice if there is one, counts, and commits. Gives the notices
+/// that were inserted: the run may have sent one before. One round trip.
 ///
 /// # Errors
 /// When the database does not answer; then nothing of the recording is kept.
@@ -953,7 +973,7 @@ pub async fn finish_failure(
     attempt_status: &'static str,
     notices: &[&NewDelivery],
     lease_ms: i64,
-) -> Result<(), DbError> {
+) -> Result<Vec<DeliveryId>, DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
     let rows = DeliveryRows::new(notices);
@@ -974,34 +994,35 @@ pub async fn finish_failure(
     );
     let counted = Counted::of(status, recorded.trigger);
     let pauses = recorded.pauses && counted.failures > 0;
-    tx.commit_with(&[
-        step(
-            "-- runs::settle_error
+    let results = tx
+        .commit_with(&[
+            step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
+            step(
+                "-- runs::settle_error
              UPDATE run_attempts
                 SET status = $3, error_code = $4, ended_at = clock_timestamp()
               WHERE run_id = $1 AND fence = $2",
-            &[&run, &claim.fence, &attempt_status, &failure.code],
-        ),
-        step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
-        step(
-            DROP_PAUSED_SLOT,
-            &[&claim.prompt_id.uuid(), &RunId::new().uuid(), &pauses],
-        ),
-        step(
-            COUNT_END,
-            &[
-                &claim.prompt_id.uuid(),
-                &counted.successes,
-                &counted.failures,
-                &status.as_str(),
-                &counted.ends,
-                &pauses,
-            ],
-        ),
-        step(INSERT_LOG, &log.params(&tenant, &run)),
-    ])
-    .await?;
-    Ok(())
+                &[&run, &claim.fence, &attempt_status, &failure.code],
+            ),
+            step(
+                DROP_PAUSED_SLOT,
+                &[&claim.prompt_id.uuid(), &RunId::new().uuid(), &pauses],
+            ),
+            step(
+                COUNT_END,
+                &[
+                    &claim.prompt_id.uuid(),
+                    &counted.successes,
+                    &counted.failures,
+                    &status.as_str(),
+                    &counted.ends,
+                    &pauses,
+                ],
+            ),
+            step(INSERT_LOG, &log.params(&tenant, &run)),
+        ])
+        .await?;
+    kept(results.first())
 }
 
 /// Keeps what a call cost although its run belongs to somebody else by now. Ends the transaction.
@@ -1105,17 +1126,18 @@ pub enum Changed {
     NoSuchRun,
     /// Its status does not allow it.
     Not(RunStatus),
+    /// Its prompt was cancelled or deleted: the model is not called for it any more.
+    PromptEnded,
 }
 
 /// Stops a run that is not over. A claimant finds its fence gone, and may yet say what its call
-/// cost; deliveries that have not begun will not.
+/// cost; deliveries that have not begun will not, and one that is being sent is not tried again.
 ///
 /// # Errors
 /// When the database does not answer.
 pub async fn cancel(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
-    let (status, _) = match lock_status(tx, run_id).await? {
-        Some(found) => found,
-        None => return Ok(Changed::NoSuchRun),
+    let Some(Standing { status, .. }) = lock_status(tx, run_id).await? else {
+        return Ok(Changed::NoSuchRun);
     };
     if !status.may_become(RunStatus::Cancelled) {
         return Ok(Changed::Not(status));
@@ -1135,6 +1157,12 @@ pub async fn cancel(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
              UPDATE deliveries SET status = 'exhausted', error_code = 'cancelled',
                     error_message = 'the run was cancelled'
               WHERE run_id = $1 AND status IN ('pending', 'retrying') AND purpose = 'output'",
+            &[&run_id.uuid()],
+        ),
+        step(
+            "-- runs::last_attempts
+             UPDATE deliveries SET attempts_max = attempt
+              WHERE run_id = $1 AND status = 'sending' AND purpose = 'output'",
             &[&run_id.uuid()],
         ),
     ])
@@ -1162,19 +1190,26 @@ pub async fn cancel_queued(
 }
 
 /// Runs a failed run again: the model where there is no output, else the deliveries that failed.
+/// An endpoint that was gone is tried again.
 ///
 /// # Errors
 /// When the database does not answer.
 pub async fn retry(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
-    let (status, has_output) = match lock_status(tx, run_id).await? {
-        Some(found) => found,
-        None => return Ok(Changed::NoSuchRun),
+    let Some(standing) = lock_status(tx, run_id).await? else {
+        return Ok(Changed::NoSuchRun);
     };
     let run = run_id.uuid();
-    match (status, has_output) {
+    match (standing.status, standing.has_output) {
         (RunStatus::Failed, true) => {
             tx.pipeline(&[
                 step(UNCOUNT_FAILURE, &[&run]),
+                step(
+                    "-- runs::retry_gone_webhooks
+                     DELETE FROM gone_webhooks g USING deliveries d
+                      WHERE d.run_id = $1 AND d.purpose = 'output' AND d.status IN ('exhausted', 'held')
+                        AND g.tenant_id = d.tenant_id AND g.url = d.target",
+                    &[&run],
+                ),
                 step(
                     "-- runs::retry_deliveries
                      UPDATE deliveries
@@ -1193,6 +1228,9 @@ pub async fn retry(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
             ])
             .await?;
             Ok(Changed::Done)
+        }
+        (RunStatus::Failed | RunStatus::TimedOut, _) if standing.prompt_over => {
+            Ok(Changed::PromptEnded)
         }
         (RunStatus::Failed | RunStatus::TimedOut, _) => {
             tx.pipeline(&[
@@ -1220,19 +1258,30 @@ pub async fn retry(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
             | RunStatus::Skipped
             | RunStatus::Missed,
             _,
-        ) => Ok(Changed::Not(status)),
+        ) => Ok(Changed::Not(standing.status)),
     }
 }
 
-async fn lock_status(tx: &TenantTx, run_id: RunId) -> Result<Option<(RunStatus, bool)>, DbError> {
+/// How a run stands, locked.
+struct Standing {
+    status: RunStatus,
+    has_output: bool,
+    /// Its prompt was cancelled or deleted.
+    prompt_over: bool,
+}
+
+async fn lock_status(tx: &TenantTx, run_id: RunId) -> Result<Option<Standing>, DbError> {
     let id = run_id.uuid();
     let mut results = tx
         .pipeline(&[
             step(LOCK_PROMPT_OF_RUN, &[&id]),
             step(
                 "-- runs::lock_status
-                 SELECT status, output_sha256 IS NOT NULL AS has_output
-                   FROM scheduled_prompt_runs WHERE id = $1 FOR NO KEY UPDATE",
+                 SELECT r.status, r.output_sha256 IS NOT NULL AS has_output,
+                        p.deleted_at IS NOT NULL OR p.status = 'cancelled' AS prompt_over
+                   FROM scheduled_prompt_runs r
+                   JOIN scheduled_prompts p ON p.tenant_id = r.tenant_id AND p.id = r.prompt_id
+                  WHERE r.id = $1 FOR NO KEY UPDATE OF r",
                 &[&id],
             ),
         ])
@@ -1241,7 +1290,13 @@ async fn lock_status(tx: &TenantTx, run_id: RunId) -> Result<Option<(RunStatus, 
         .pop()
         .unwrap_or_default()
         .first()
-        .map(|row| Ok((word(row, "status")?, column(row, "has_output")?)))
+        .map(|row| {
+            Ok(Standing {
+                status: word(row, "status")?,
+                has_output: column(row, "has_output")?,
+                prompt_over: column(row, "prompt_over")?,
+            })
+        })
         .transpose()
 }
 
@@ -1274,7 +1329,16 @@ pub(super) const INSERT_DELIVERIES: &str = "-- runs::insert_deliveries
       FROM unnest($4::uuid[], $5::text[], $6::int[], $7::text[], $8::text[], $9::jsonb[], $10::bytea[],
                   $11::int[])
         AS t (id, purpose, position, kind, target, destination, body, attempts_max)
-    ON CONFLICT (tenant_id, run_id, purpose, position) DO NOTHING";
+    ON CONFLICT (tenant_id, run_id, purpose, position) DO NOTHING
+    RETURNING id";
+
+/// The deliveries that [`INSERT_DELIVERIES`] kept: a run has one notice of each sort, however often
+/// it fails.
+pub(super) fn kept(rows: Option<&Vec<Row>>) -> Result<Vec<DeliveryId>, DbError> {
+    let rows = rows.into_iter().flatten();
+    rows.map(|row| Ok(DeliveryId::from(column::<Uuid>(row, "id")?)))
+        .collect()
+}
 
 pub(super) const INSERT_LOG: &str = "-- runs::log
     INSERT INTO run_logs (tenant_id, run_id, id, level, message, context)

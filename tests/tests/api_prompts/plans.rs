@@ -66,15 +66,13 @@ async fn plan(world: &World, tenant: Uuid, mode: &str, statement: &str, values: 
         .batch_execute("ROLLBACK; DEALLOCATE statement")
         .await
         .unwrap();
-    rows.iter()
-        .find_map(|message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => {
-                Some(serde_json::from_str::<Value>(row.get(0).unwrap()).unwrap())
-            }
-            _ => None,
-        })
-        .unwrap()[0]["Plan"]
-        .take()
+    for message in rows {
+        if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
+            let mut plan: Value = serde_json::from_str(row.get(0).unwrap()).unwrap();
+            return plan[0]["Plan"].take();
+        }
+    }
+    panic!("no plan");
 }
 
 fn nodes(plan: &Value) -> Vec<&Value> {

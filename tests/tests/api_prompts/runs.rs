@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::world::{Tenant, World, id, text};
 
 /// A run of a prompt, made so many minutes after the year's begin.
-pub async fn insert_run(
+pub(crate) async fn insert_run(
     world: &World,
     tenant: &Tenant,
     prompt_id: Uuid,
@@ -30,7 +30,7 @@ pub async fn insert_run(
 }
 
 /// The output of a run, as an executor would have recorded it.
-pub async fn insert_output(world: &World, run_id: Uuid) {
+pub(crate) async fn insert_output(world: &World, run_id: Uuid) {
     world
         .sql(
             "UPDATE scheduled_prompt_runs
@@ -55,7 +55,12 @@ pub async fn insert_output(world: &World, run_id: Uuid) {
     }
 }
 
-pub async fn insert_delivery(world: &World, run_id: Uuid, position: i32, status: &str) -> Uuid {
+pub(crate) async fn insert_delivery(
+    world: &World,
+    run_id: Uuid,
+    position: i32,
+    status: &str,
+) -> Uuid {
     let delivery_id = Uuid::now_v7();
     world
         .sql(
@@ -71,7 +76,7 @@ pub async fn insert_delivery(world: &World, run_id: Uuid, position: i32, status:
     delivery_id
 }
 
-pub async fn insert_log(world: &World, run_id: Uuid, message: &str) -> Uuid {
+pub(crate) async fn insert_log(world: &World, run_id: Uuid, message: &str) -> Uuid {
     let log_id = Uuid::now_v7();
     world
         .sql(

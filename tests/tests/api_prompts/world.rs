@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderMap, Method, Request, StatusCode},
 };
 use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
 use management::{App, AppParts, bootstrap_tenant};
 use serde_json::{Value, json};
 use shared::{
@@ -17,46 +18,49 @@ use shared::{
     message::WakeUp,
     outbound::Policy,
     price::Catalog,
-    queue::Queue,
+    queue::{Queue, WakeUps},
     seal::Sealer,
     secret::Secret,
 };
-use tokio::sync::mpsc;
 use tokio_postgres::{Client, NoTls, types::ToSql};
 use tower::ServiceExt;
 use uuid::Uuid;
 
-pub struct World {
+pub(crate) struct World {
     router: Router,
     app: App,
-    pub database: String,
     /// Sees every tenant.
-    pub admin: Client,
-    wake_ups: Mutex<mpsc::Receiver<WakeUp>>,
+    pub(crate) admin: Client,
+    wake_ups: Mutex<WakeUps>,
 }
 
-pub struct Tenant {
-    pub id: Uuid,
+pub(crate) struct Tenant {
+    pub(crate) id: Uuid,
     /// An owner's key.
-    pub key: String,
+    pub(crate) key: String,
 }
 
 #[derive(Debug)]
-pub struct Reply {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub text: String,
-    pub body: Value,
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+    pub(crate) body: Value,
 }
 
 impl World {
-    pub async fn new() -> Self {
-        let database = tests::database("template_api", migrated).await.unwrap();
+    pub(crate) async fn new() -> Self {
+        let database = new_database().await;
+        Self::over(&database, tests::database_url(&database), 8).await
+    }
+
+    /// The API reaches the database by this URL, with so many connections of the app role.
+    pub(crate) async fn over(database: &str, url: String, app_connections_max: usize) -> Self {
         let config = DbConfig {
-            app_url: Secret::new(url_of("carillon_app", &database)),
-            system_url: Secret::new(url_of("carillon_system", &database)),
-            app_connections_max: 8,
-            system_connections_max: 2,
+            app_url: as_user("carillon_app", &url),
+            system_url: as_user("carillon_system", &url),
+            app_connections_max,
+            system_connections_max: 1,
         };
         let (queue, wake_ups) = Queue::local(100);
         let app = App::new(AppParts {
@@ -69,20 +73,19 @@ impl World {
             platform_key: None,
             environment: Environment::Local,
         });
-        let (admin, connection) = tokio_postgres::connect(&tests::database_url(&database), NoTls)
+        let (admin, connection) = tokio_postgres::connect(&tests::database_url(database), NoTls)
             .await
             .unwrap();
         tokio::spawn(connection);
         Self {
             router: management::router(app.clone()),
             app,
-            database,
             admin,
             wake_ups: Mutex::new(wake_ups),
         }
     }
 
-    pub async fn tenant(&self, name: &str) -> Tenant {
+    pub(crate) async fn tenant(&self, name: &str) -> Tenant {
         let email = format!("{name}@example.com");
         let (id, key): (TenantId, Secret) =
             bootstrap_tenant(&self.app, name, &email).await.unwrap();
@@ -93,11 +96,17 @@ impl World {
     }
 
     /// Sends a request with a JSON body, or with none.
-    pub async fn send(&self, key: &str, method: &str, path: &str, body: Option<Value>) -> Reply {
+    pub(crate) async fn send(
+        &self,
+        key: &str,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> Reply {
         self.send_with(key, method, path, body, &[]).await
     }
 
-    pub async fn send_with(
+    pub(crate) async fn send_with(
         &self,
         key: &str,
         method: &str,
@@ -122,7 +131,7 @@ impl World {
         self.send_raw(request.body(body).unwrap()).await
     }
 
-    pub async fn send_raw(&self, request: Request<Body>) -> Reply {
+    pub(crate) async fn send_raw(&self, request: Request<Body>) -> Reply {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = to_bytes(body, 10_000_000).await.unwrap();
@@ -135,49 +144,49 @@ impl World {
         }
     }
 
-    pub async fn get(&self, key: &str, path: &str) -> Reply {
+    pub(crate) async fn get(&self, key: &str, path: &str) -> Reply {
         self.send(key, "GET", path, None).await
     }
 
-    pub async fn post(&self, key: &str, path: &str, body: Value) -> Reply {
+    pub(crate) async fn post(&self, key: &str, path: &str, body: Value) -> Reply {
         self.send(key, "POST", path, Some(body)).await
     }
 
     /// Makes a prompt and gives its body.
-    pub async fn prompt(&self, key: &str, change: Value) -> Value {
+    pub(crate) async fn prompt(&self, key: &str, change: Value) -> Value {
         let reply = self.post(key, "/v1/prompts", prompt_body(change)).await;
         assert_eq!(reply.status, 201, "{}", reply.text);
         reply.body
     }
 
     /// A key of another role for the same tenant.
-    pub async fn key_of_role(&self, owner_key: &str, role: &str) -> String {
+    pub(crate) async fn key_of_role(&self, owner_key: &str, role: &str) -> String {
         let body = json!({ "name": role, "role": role });
         let reply = self.post(owner_key, "/v1/api-keys", body).await;
         assert_eq!(reply.status, 201, "{}", reply.text);
         text(&reply.body["key"])
     }
 
-    pub async fn sql(&self, statement: &str, params: &[&(dyn ToSql + Sync)]) -> u64 {
+    pub(crate) async fn sql(&self, statement: &str, params: &[&(dyn ToSql + Sync)]) -> u64 {
         self.admin.execute(statement, params).await.unwrap()
     }
 
     /// The first column of the only row, as JSON.
-    pub async fn one(&self, query: &str, params: &[&(dyn ToSql + Sync)]) -> Value {
+    pub(crate) async fn one(&self, query: &str, params: &[&(dyn ToSql + Sync)]) -> Value {
         let query = format!("SELECT to_jsonb(q) FROM ({query}) AS q");
         self.admin.query_one(&query, params).await.unwrap().get(0)
     }
 
     /// What was put on the queue since the last look.
-    pub fn woken(&self) -> Vec<WakeUp> {
+    pub(crate) fn woken(&self) -> Vec<WakeUp> {
         let mut receiver = self.wake_ups.lock().unwrap();
-        std::iter::from_fn(|| receiver.try_recv().ok()).collect()
+        std::iter::from_fn(|| receiver.next().now_or_never().flatten()).collect()
     }
 }
 
 impl Reply {
     /// The field and code of each fault.
-    pub fn faults(&self) -> Vec<(String, String)> {
+    pub(crate) fn faults(&self) -> Vec<(String, String)> {
         let errors = self.body["errors"].as_array().cloned().unwrap_or_default();
         errors
             .iter()
@@ -185,7 +194,7 @@ impl Reply {
             .collect()
     }
 
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers
             .get(name)
             .map(|value| value.to_str().unwrap())
@@ -193,7 +202,7 @@ impl Reply {
     }
 
     #[track_caller]
-    pub fn refused(&self, status: u16, code: &str) {
+    pub(crate) fn refused(&self, status: u16, code: &str) {
         assert_eq!(
             (self.status.as_u16(), self.body["code"].as_str()),
             (status, Some(code)),
@@ -204,7 +213,7 @@ impl Reply {
     }
 
     /// One field of each item of a page.
-    pub fn items(&self, field: &str) -> Vec<String> {
+    pub(crate) fn items(&self, field: &str) -> Vec<String> {
         assert_eq!(self.status, 200, "{}", self.text);
         let items = self.body["items"].as_array().unwrap();
         items.iter().map(|item| text(&item[field])).collect()
@@ -212,7 +221,7 @@ impl Reply {
 }
 
 /// A prompt that is due every day, with these fields changed; null takes one away.
-pub fn prompt_body(change: Value) -> Value {
+pub(crate) fn prompt_body(change: Value) -> Value {
     let mut body = json!({
         "prompt_name": "Morning brief",
         "prompt_text": "Write a brief for {{ slot.date }}.",
@@ -231,7 +240,7 @@ pub fn prompt_body(change: Value) -> Value {
 }
 
 #[track_caller]
-pub fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     match value.as_str() {
         Some(text) => text.to_owned(),
         None => panic!("{value} is no text"),
@@ -239,13 +248,18 @@ pub fn text(value: &Value) -> String {
 }
 
 #[track_caller]
-pub fn id(value: &Value) -> Uuid {
+pub(crate) fn id(value: &Value) -> Uuid {
     text(&value["id"]).parse().unwrap()
 }
 
 #[track_caller]
-pub fn instant(value: &Value) -> DateTime<Utc> {
+pub(crate) fn instant(value: &Value) -> DateTime<Utc> {
     text(value).parse().unwrap()
+}
+
+/// An empty database with the tables of this version.
+pub(crate) async fn new_database() -> String {
+    tests::database("template_api", migrated).await.unwrap()
 }
 
 /// Migrates a new template and waits until the last connection to it is gone.
@@ -268,8 +282,7 @@ async fn migrated(url: String) -> anyhow::Result<()> {
     anyhow::bail!("connections to {database} stay open")
 }
 
-fn url_of(role: &str, database: &str) -> String {
-    let url = tests::database_url(database);
+fn as_user(user: &str, url: &str) -> Secret {
     let (_, server) = url.split_once('@').unwrap();
-    format!("postgresql://{role}@{server}")
+    Secret::new(format!("postgresql://{user}@{server}"))
 }

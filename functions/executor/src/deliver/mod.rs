@@ -90,6 +90,15 @@ impl Sender {
         }
     }
 
+    /// Reads a stored output.
+    ///
+    /// # Errors
+    ///
+    /// [`DeliveryError`], which says whether another attempt makes sense.
+    pub async fn stored(&self, key: &str) -> Result<Bytes, DeliveryError> {
+        self.storage.get(key).await
+    }
+
     /// Makes one attempt; it ends within 90 seconds.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Keeps outputs as files, one per run, that are never written over.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
 };
@@ -49,6 +49,16 @@ impl Storage {
             Err(DeliveryError::ObjectDiffers)
         }
     }
+
+    /// Reads what lies under a key.
+    pub(super) async fn get(&self, key: &str) -> Result<Bytes, DeliveryError> {
+        let Self::Directory { root } = self;
+        if !is_key(key) {
+            return Err(DeliveryError::InvalidTarget);
+        }
+        let path = root.join(key);
+        file::work(move || fs::read(path)).await.map(Bytes::from)
+    }
 }
 
 /// Whether the bytes now lie under the path, from this attempt or an earlier one.
@@ -91,7 +101,7 @@ fn is_key(key: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
 
@@ -118,6 +128,8 @@ mod tests {
         let sent = put(&storage, KEY, b"# Hello\r\n\0").unwrap();
         let path = root.path().join("new").join(KEY);
         assert_eq!(sent.location, Some(path.display().to_string()));
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
         assert_eq!(fs::read(path).unwrap(), b"# Hello\r\n\0");
         assert_eq!(files(&root.path().join("new/.incoming")), 0);
     }

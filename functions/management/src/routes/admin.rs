@@ -77,16 +77,22 @@ pub async fn bootstrap_tenant(
     Ok((tenant_id, key))
 }
 
-/// Makes a tenant, its owner and a first key, which is in this answer and nowhere else.
+/// Create a tenant
+///
+/// With its owner and a first key, whose text is in this answer and nowhere else.
 #[utoipa::path(
     post, path = "/v1/admin/tenants", tag = "admin", request_body = TenantBody,
-    responses((status = 201, body = FoundedView))
+    responses((status = 201, description = "The tenant and its first key", body = FoundedView, headers(
+        ("Location" = String, description = "The tenant's path"),
+    )))
 )]
 async fn create_tenant(
     State(app): State<App>,
     operator: Operator,
+    query: Query,
     command: Command,
 ) -> Result<Response, ApiError> {
+    query.finish()?;
     let id = command.id_of_new_tenant();
     command
         .run_as_operator(&app, &operator, id, Action::TenantCreated, async |tx| {
@@ -96,14 +102,16 @@ async fn create_tenant(
         .await
 }
 
-/// Lists the tenants in the order of their ids.
+/// List tenants
+///
+/// All of them, suspended ones included, in the order of their ids.
 #[utoipa::path(
     get, path = "/v1/admin/tenants", tag = "admin",
     params(
         ("limit" = Option<u8>, Query, minimum = 1, maximum = 100, description = "Items a page; 50 unless given"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
-    responses((status = 200, body = Page<TenantSummaryView>))
+    responses((status = 200, description = "A page of tenants", body = Page<TenantSummaryView>))
 )]
 async fn list_tenants(
     State(app): State<App>,
@@ -121,30 +129,38 @@ async fn list_tenants(
     Ok(Json(Page::new(rows, limit, "tenants", place, view)))
 }
 
-/// Gets a tenant as its owner sees it.
+/// Read a tenant
+///
+/// As its owner sees it: limits, retention, this month's usage, and what it has.
 #[utoipa::path(
-    get, path = "/v1/admin/tenants/{id}", operation_id = "get_any_tenant", tag = "admin", params(("id" = TenantId, Path)),
-    responses((status = 200, body = TenantView))
+    get, path = "/v1/admin/tenants/{id}", operation_id = "get_any_tenant", tag = "admin", params(("id" = TenantId, Path, description = "The tenant")),
+    responses((status = 200, description = "The tenant", body = TenantView))
 )]
 async fn get_tenant(
     State(app): State<App>,
     _operator: Operator,
     PathId(id): PathId<TenantId>,
+    query: Query,
 ) -> Result<Json<TenantView>, ApiError> {
+    query.finish()?;
     app.read(id, async |tx| Ok(Json(view(tx).await?))).await
 }
 
-/// Changes a tenant's name, timezone, limits or retention; what is not sent stays as it is.
+/// Change a tenant
+///
+/// Its name, timezone, limits or retention; what is not sent stays as it is.
 #[utoipa::path(
-    patch, path = "/v1/admin/tenants/{id}", tag = "admin", params(("id" = TenantId, Path)),
-    request_body = ChangesBody, responses((status = 200, body = TenantView))
+    patch, path = "/v1/admin/tenants/{id}", tag = "admin", params(("id" = TenantId, Path, description = "The tenant")),
+    request_body = ChangesBody, responses((status = 200, description = "The tenant", body = TenantView))
 )]
 async fn update_tenant(
     State(app): State<App>,
     operator: Operator,
     PathId(id): PathId<TenantId>,
+    query: Query,
     command: Command,
 ) -> Result<Response, ApiError> {
+    query.finish()?;
     command
         .run_as_operator(&app, &operator, id, Action::TenantUpdated, async |tx| {
             let body = command.json()?;
@@ -164,17 +180,21 @@ async fn update_tenant(
         .await
 }
 
-/// Suspends a tenant: its keys are refused and its slots do not fire.
+/// Suspend a tenant
+///
+/// Its keys are refused and its slots do not fire. One that is suspended stays as it is.
 #[utoipa::path(
-    post, path = "/v1/admin/tenants/{id}/suspend", tag = "admin", params(("id" = TenantId, Path)),
-    responses((status = 200, body = TenantView))
+    post, path = "/v1/admin/tenants/{id}/suspend", tag = "admin", params(("id" = TenantId, Path, description = "The tenant")),
+    responses((status = 200, description = "The tenant", body = TenantView))
 )]
 async fn suspend_tenant(
     State(app): State<App>,
     operator: Operator,
     PathId(id): PathId<TenantId>,
+    query: Query,
     command: Command,
 ) -> Result<Response, ApiError> {
+    query.finish()?;
     let action = Action::TenantSuspended;
     command
         .run_as_operator(&app, &operator, id, action, async |tx| {
@@ -183,17 +203,21 @@ async fn suspend_tenant(
         .await
 }
 
-/// Ends a tenant's suspension.
+/// Resume a tenant
+///
+/// Ends its suspension. One that is active stays as it is.
 #[utoipa::path(
-    post, path = "/v1/admin/tenants/{id}/resume", tag = "admin", params(("id" = TenantId, Path)),
-    responses((status = 200, body = TenantView))
+    post, path = "/v1/admin/tenants/{id}/resume", tag = "admin", params(("id" = TenantId, Path, description = "The tenant")),
+    responses((status = 200, description = "The tenant", body = TenantView))
 )]
 async fn resume_tenant(
     State(app): State<App>,
     operator: Operator,
     PathId(id): PathId<TenantId>,
+    query: Query,
     command: Command,
 ) -> Result<Response, ApiError> {
+    query.finish()?;
     let action = Action::TenantResumed;
     command
         .run_as_operator(&app, &operator, id, action, async |tx| {
@@ -202,18 +226,23 @@ async fn resume_tenant(
         .await
 }
 
-/// Makes a key for a tenant that has lost its own. It acts for the first owner unless an address
-/// is given.
+/// Create a key for a tenant
+///
+/// For a tenant that has lost its own. The key acts for the first owner unless an address is given.
 #[utoipa::path(
-    post, path = "/v1/admin/tenants/{id}/api-keys", tag = "admin", params(("id" = TenantId, Path)),
-    request_body = KeyBody, responses((status = 201, body = NewKeyView))
+    post, path = "/v1/admin/tenants/{id}/api-keys", tag = "admin", params(("id" = TenantId, Path, description = "The tenant")),
+    request_body = KeyBody, responses((status = 201, description = "The key, with its text", body = NewKeyView, headers(
+        ("Location" = String, description = "The key's path, for the tenant's own callers"),
+    )))
 )]
 async fn create_rescue_key(
     State(app): State<App>,
     operator: Operator,
     PathId(id): PathId<TenantId>,
+    query: Query,
     command: Command,
 ) -> Result<Response, ApiError> {
+    query.finish()?;
     command
         .run_as_operator(&app, &operator, id, Action::ApiKeyCreated, async |tx| {
             let request = KeyRequest::parse(&command.json()?, Utc::now())?;
@@ -289,38 +318,62 @@ async fn found(app: &App, tx: &TenantTx, request: &TenantRequest) -> Result<Foun
     dead_code,
     reason = "describes the body; `TenantRequest::parse` reads it"
 )]
+#[serde(deny_unknown_fields)]
 struct TenantBody {
-    #[schema(min_length = 1, max_length = 200, example = "Northwind")]
+    /// What you call it.
+    #[schema(
+        min_length = 1,
+        max_length = 200,
+        example = "Northwind",
+        pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"
+    )]
     name: String,
     /// Address of the first user, who owns the tenant.
     #[schema(max_length = 254, format = "email")]
     owner_email: String,
     /// Used where a schedule names no timezone; UTC unless given.
-    #[schema(example = "Europe/London")]
+    #[schema(min_length = 1, max_length = 50, example = "Europe/London")]
     default_timezone: Option<String>,
+    /// What it may have.
     limits: Option<LimitsBody>,
+    /// How long its ended runs stay.
     retention: Option<RetentionBody>,
 }
 
 /// What is to change in a tenant.
 #[derive(Debug, ToSchema)]
+#[schema(as = TenantPatch)]
 #[expect(dead_code, reason = "describes the body; `parse_changes` reads it")]
+#[serde(deny_unknown_fields)]
 struct ChangesBody {
-    #[schema(min_length = 1, max_length = 200)]
+    /// What you call it.
+    #[schema(
+        min_length = 1,
+        max_length = 200,
+        pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"
+    )]
     name: Option<String>,
+    /// Used where a schedule names no timezone.
+    #[schema(min_length = 1, max_length = 50, example = "Europe/London")]
     default_timezone: Option<String>,
+    /// What it may have.
     limits: Option<LimitsBody>,
+    /// How long its ended runs stay.
     retention: Option<RetentionBody>,
 }
 
 /// Limits to set; those not given stay as they are.
 #[derive(Debug, ToSchema)]
 #[expect(dead_code, reason = "describes the body; `read_changes` reads it")]
+#[serde(deny_unknown_fields)]
 struct LimitsBody {
+    /// How many prompts may be active at once.
     #[schema(minimum = 0, maximum = 1_000_000)]
     active_prompts_max: Option<i32>,
+    /// How many runs may be running at once.
     #[schema(minimum = 1, maximum = 10_000)]
     concurrent_runs_max: Option<i32>,
+    /// The shortest distance between two slots of a prompt, in minutes.
     #[schema(minimum = 1, maximum = 525_600)]
     interval_minutes_min: Option<i32>,
 }
@@ -328,11 +381,15 @@ struct LimitsBody {
 /// Days until ended runs are deleted; those not given stay as they are.
 #[derive(Debug, ToSchema)]
 #[expect(dead_code, reason = "describes the body; `read_changes` reads it")]
+#[serde(deny_unknown_fields)]
 struct RetentionBody {
+    /// Days that runs which succeeded stay.
     #[schema(minimum = 1, maximum = 3650)]
     succeeded_days: Option<i32>,
+    /// Days that runs which failed or timed out stay.
     #[schema(minimum = 1, maximum = 3650)]
     failed_days: Option<i32>,
+    /// Days that all other runs stay.
     #[schema(minimum = 1, maximum = 3650)]
     other_days: Option<i32>,
 }
@@ -420,18 +477,26 @@ fn timezone(text: &str) -> Result<String, Fault> {
 
 /// A new tenant and its first key.
 #[derive(Serialize, ToSchema)]
+#[schema(as = NewTenant)]
 struct FoundedView {
+    /// The tenant.
     tenant: TenantView,
+    /// Its first key.
     api_key: NewKeyView,
 }
 
 /// A tenant in a list.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TenantSummary)]
 struct TenantSummaryView {
+    /// The tenant.
     id: TenantId,
+    /// What the operator calls it.
     name: String,
     /// `active` or `suspended`.
+    #[schema(example = "active")]
     status: String,
+    /// When it was made.
     created_at: DateTime<Utc>,
 }
 

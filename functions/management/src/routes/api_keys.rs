@@ -23,7 +23,7 @@ use crate::{
     app::App,
     auth::Caller,
     command::{Answer, Command},
-    error::ApiError,
+    error::{ApiError, Problem},
     page::Page,
     query::Query,
     request::PathId,
@@ -35,16 +35,22 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(revoke_key))
 }
 
-/// Makes a key. Its text is in this answer and nowhere else.
+/// Create a key
+///
+/// Its text is in this answer and nowhere else. Needs an owner's key.
 #[utoipa::path(
     post, path = "/v1/api-keys", tag = "tenant", request_body = KeyBody,
-    responses((status = 201, body = NewKeyView))
+    responses((status = 201, description = "The key, with its text", body = NewKeyView, headers(
+        ("Location" = String, description = "The key's path"),
+    )))
 )]
 async fn create_key(
     State(app): State<App>,
     caller: Caller,
+    query: Query,
     command: Command,
 ) -> Result<Response, ApiError> {
+    query.finish()?;
     command
         .run(
             &app,
@@ -60,14 +66,16 @@ async fn create_key(
         .await
 }
 
-/// Lists the keys, newest first, revoked ones included.
+/// List keys
+///
+/// Newest first, revoked ones included, without their text. Needs an owner's key.
 #[utoipa::path(
     get, path = "/v1/api-keys", tag = "tenant",
     params(
         ("limit" = Option<u8>, Query, minimum = 1, maximum = 100, description = "Items a page; 50 unless given"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
-    responses((status = 200, body = Page<KeyView>))
+    responses((status = 200, description = "A page of keys", body = Page<KeyView>))
 )]
 async fn list_keys(
     State(app): State<App>,
@@ -94,18 +102,27 @@ async fn list_keys(
     )))
 }
 
-/// Revokes a key at once.
+/// Revoke a key
+///
+/// At once. One that was revoked stays as it is; the last owner's key cannot be revoked. Needs an
+/// owner's key.
 #[utoipa::path(
     delete, path = "/v1/api-keys/{id}", tag = "tenant",
-    params(("id" = ApiKeyId, Path)),
-    responses((status = 204, description = "The key is refused from now on"))
+    params(("id" = ApiKeyId, Path, description = "The key's row")),
+    responses(
+        (status = 204, description = "The key is refused from now on"),
+        (status = 409, description = "`last_owner_key`: no other key could do what an owner's can",
+         body = Problem, content_type = "application/problem+json"),
+    )
 )]
 async fn revoke_key(
     State(app): State<App>,
     caller: Caller,
     PathId(id): PathId<ApiKeyId>,
+    query: Query,
     command: Command,
 ) -> Result<Response, ApiError> {
+    query.finish()?;
     command
         .run(
             &app,
@@ -127,10 +144,17 @@ async fn revoke_key(
 
 /// What a new key is to be.
 #[derive(Debug, ToSchema)]
+#[schema(as = ApiKeyBody)]
 #[expect(dead_code, reason = "describes the body; `KeyRequest::parse` reads it")]
+#[serde(deny_unknown_fields)]
 pub(super) struct KeyBody {
     /// What you call it.
-    #[schema(min_length = 1, max_length = 100, example = "Nightly import")]
+    #[schema(
+        min_length = 1,
+        max_length = 100,
+        example = "Nightly import",
+        pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"
+    )]
     name: String,
     /// What it may do.
     role: Role,
@@ -236,6 +260,7 @@ pub(super) async fn make_key(
 
 /// A new key with its text.
 #[derive(Serialize, ToSchema)]
+#[schema(as = NewApiKey)]
 pub(super) struct NewKeyView {
     /// The key itself. Keep it: it is not shown again.
     #[schema(example = "ck_prod_…")]
@@ -246,21 +271,31 @@ pub(super) struct NewKeyView {
 
 /// A key as it is stored.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ApiKey)]
 struct KeyView {
+    /// The key's row.
     id: ApiKeyId,
+    /// What its maker calls it.
     name: String,
     /// The key up to its secret part, to recognise it by.
     prefix: String,
+    /// What it may do.
     #[schema(value_type = Role)]
     role: String,
     /// The user that it acts for.
     user_id: UserId,
     /// That user's address.
     email: String,
+    /// From when on it is refused; null for never.
+    #[schema(required)]
     expires_at: Option<DateTime<Utc>>,
+    /// When it was revoked.
+    #[schema(required)]
     revoked_at: Option<DateTime<Utc>>,
-    /// Exact to a minute.
+    /// When it was last used, exact to a minute.
+    #[schema(required)]
     last_used_at: Option<DateTime<Utc>>,
+    /// When it was made.
     created_at: DateTime<Utc>,
 }
 

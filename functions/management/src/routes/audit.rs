@@ -18,18 +18,20 @@ pub(super) fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(list_events))
 }
 
-/// Lists who did what to which object, newest first.
+/// List audit events
+///
+/// Who did what to which object, newest first.
 #[utoipa::path(
     get, path = "/v1/audit-events", tag = "tenant",
     params(
-        ("action" = Option<String>, Query, description = "Only this action, for example `prompt.created`"),
+        ("action" = inline(Option<Action>), Query, description = "Only this action"),
         ("target_id" = Option<Uuid>, Query, description = "Only what was done to this object"),
         ("since" = Option<DateTime<Utc>>, Query, description = "Not older than this"),
         ("until" = Option<DateTime<Utc>>, Query, description = "Older than this"),
         ("limit" = Option<u8>, Query, minimum = 1, maximum = 100, description = "Items a page; 50 unless given"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
-    responses((status = 200, body = Page<AuditEventView>))
+    responses((status = 200, description = "A page of events", body = Page<AuditEventView>))
 )]
 async fn list_events(
     State(app): State<App>,
@@ -63,25 +65,34 @@ async fn list_events(
 
 /// A line of the audit trail.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AuditEvent)]
 struct AuditEventView {
+    /// The line.
     id: AuditEventId,
+    /// When it was done.
     at: DateTime<Utc>,
     /// `api_key`, `platform` (the operator) or `system` (Carillon itself).
+    #[schema(example = "api_key")]
     actor_kind: String,
     /// The API key, where one acted.
     #[schema(required)]
     actor_id: Option<Uuid>,
+    /// What was done: one of the words that the parameter `action` takes.
     #[schema(example = "prompt.created")]
     action: String,
+    /// What kind of object it was done to.
     #[schema(example = "prompt")]
     target_kind: String,
+    /// That object.
     #[schema(required)]
     target_id: Option<Uuid>,
     /// `ok`, or `refused` when the caller's role was too low.
+    #[schema(example = "ok")]
     result: String,
+    /// The request's id, as its answer's header `x-request-id` told it.
     #[schema(required)]
     request_id: Option<String>,
-    /// Small facts.
+    /// Small facts, such as the names of changed fields.
     #[schema(value_type = Object)]
     detail: Value,
 }

@@ -27,6 +27,8 @@ pub(super) fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(redeliver))
 }
 
+/// Redeliver
+///
 /// Sends what a delivery holds again: the same bytes under the same id, without a new model call.
 /// An endpoint that had answered 410 is tried again.
 #[utoipa::path(

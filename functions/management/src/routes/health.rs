@@ -24,7 +24,9 @@ pub(super) fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(get_health))
 }
 
-/// Tells whether the service works. Needs no key.
+/// Read the service's health
+///
+/// Whether the service works, and what is wrong if it does not. Needs no key.
 #[utoipa::path(
     get, path = "/health", tag = "health",
     responses(
@@ -55,6 +57,7 @@ async fn get_health(State(app): State<App>) -> Response {
 /// How well something works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = HealthStatus)]
 enum Status {
     Healthy,
     Degraded,
@@ -64,20 +67,23 @@ enum Status {
 /// How the service is.
 #[derive(Debug, Serialize, ToSchema)]
 struct Health {
+    /// The worst of its parts.
     status: Status,
     /// The service's version.
     version: &'static str,
     /// The version of its time-zone data.
     #[schema(example = "2026a")]
     time_zone_data: &'static str,
+    /// The database.
     database: DatabaseHealth,
-    /// What is wrong.
+    /// What is wrong; empty when all is well.
     issues: Vec<Issue>,
 }
 
 /// How the database is.
 #[derive(Debug, Serialize, ToSchema)]
 struct DatabaseHealth {
+    /// How well it answers; `degraded` from 1,000 ms on.
     status: Status,
     /// How long it took to answer, in milliseconds; null when it did not.
     #[schema(required)]
@@ -86,12 +92,15 @@ struct DatabaseHealth {
 
 /// Something that is wrong.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = HealthIssue)]
 struct Issue {
+    /// What it is about.
     #[schema(example = "database")]
     component: &'static str,
     /// `warning` or `critical`.
     #[schema(example = "warning")]
     severity: &'static str,
+    /// What is wrong, in words.
     detail: &'static str,
 }
 

@@ -1,5 +1,10 @@
 //! The routes of scheduled prompts.
 
+#![expect(
+    unused_qualifications,
+    reason = "utoipa qualifies the types of parameters"
+)]
+
 mod change;
 mod preview;
 mod view;
@@ -10,6 +15,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use shared::{
     api_key::Role,
@@ -24,17 +30,18 @@ use shared::{
     ids::{PromptId, UserId},
     message::WakeUp,
     prompt::{NAME_CHARS_MAX, PromptBody, PromptPatch, TAG_CHARS_MAX, TAGS_MAX},
-    run::{RunStatus, RunTrigger},
+    run::RunTrigger,
     schedule::ScheduleType,
 };
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
 
 use self::{
     change::{Changed, Edit},
     view::{PromptSummary, PromptView},
 };
-use super::runs::Wanted;
+use super::runs::{RunListParams, Wanted};
 use crate::{
     app::App,
     auth::Caller,
@@ -65,7 +72,9 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(list_prompt_runs))
 }
 
-/// Makes a prompt. It is active at once, and its next slot is the first one from now on.
+/// Create a prompt
+///
+/// It is active at once, and its next slot is the first one from now on.
 #[utoipa::path(
     post, path = "/v1/prompts", tag = "prompts",
     request_body(content = PromptBody, example = json!({
@@ -101,27 +110,13 @@ async fn create_prompt(
         .await
 }
 
-/// Lists prompts, newest first unless asked otherwise. Without their long texts: `prompt_text`,
-/// `system_text` and `context` come with a single prompt.
+/// List prompts
+///
+/// Newest first unless asked otherwise, and without their long texts: `prompt_text`, `system_text`
+/// and `context` come with a single prompt. Deleted prompts are not listed.
 #[utoipa::path(
     get, path = "/v1/prompts", tag = "prompts",
-    params(
-        ("status" = Option<Vec<PromptStatus>>, Query, description = "Only these statuses; repeat it for several"),
-        ("schedule_type" = Option<Vec<ScheduleType>>, Query, description = "Only these types of schedule; repeat it for several"),
-        ("tag_any" = Option<Vec<String>>, Query, max_items = 20, description = "With at least one of these tags; repeat it for several"),
-        ("tag_all" = Option<Vec<String>>, Query, max_items = 20, description = "With all of these tags; repeat it for several"),
-        ("name_contains" = Option<String>, Query, min_length = 1, max_length = 200, description = "With this text in its name, whatever the case"),
-        ("external_id" = Option<String>, Query, min_length = 1, max_length = 200, description = "With your own id"),
-        ("user_id" = Option<Uuid>, Query, description = "Only this user's"),
-        ("next_run_after" = Option<DateTime<Utc>>, Query, description = "With a next slot at or after this"),
-        ("next_run_before" = Option<DateTime<Utc>>, Query, description = "With a next slot before this"),
-        ("created_after" = Option<DateTime<Utc>>, Query, description = "Made at or after this"),
-        ("created_before" = Option<DateTime<Utc>>, Query, description = "Made before this"),
-        ("sort" = Option<SortBy>, Query, description = "`created` unless given. Prompts without a next slot count as farthest in the future"),
-        ("order" = Option<Order>, Query, description = "`desc` for `created`, else `asc`, unless given"),
-        ("limit" = Option<u8>, Query, minimum = 1, maximum = 100, description = "Items a page; 50 unless given"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
-    ),
+    params(ListParams),
     responses((status = 200, description = "A page of prompts", body = Page<PromptSummary>))
 )]
 async fn list_prompts(
@@ -135,7 +130,9 @@ async fn list_prompts(
     Ok(Json(list.page(rows)))
 }
 
-/// Reads a prompt.
+/// Read a prompt
+///
+/// What its owner said of it, and where it stands. The header `ETag` holds its version, for `If-Match`.
 #[utoipa::path(
     get, path = "/v1/prompts/{id}", tag = "prompts",
     params(("id" = Uuid, Path, description = "The prompt")),
@@ -158,13 +155,16 @@ async fn get_prompt(
     Ok(([etag], Json(PromptView::from(prompt))).into_response())
 }
 
-/// Puts another prompt in its place. Another schedule counts from now on; the rest leaves the next
-/// slot as it is. Runs that wait keep the version that they were made with.
+/// Replace a prompt
+///
+/// Puts another prompt in its place; what is not sent gets its default. Another schedule counts from
+/// now on; the rest leaves the next slot as it is. Runs that wait keep the version that they were
+/// made with.
 #[utoipa::path(
     put, path = "/v1/prompts/{id}", tag = "prompts",
     params(
         ("id" = Uuid, Path, description = "The prompt"),
-        ("If-Match" = Option<String>, Header, description = "Only if the prompt is at the version of this ETag"),
+        IfMatchParam,
     ),
     request_body = PromptBody,
     responses(
@@ -193,13 +193,15 @@ async fn replace_prompt(
         .await
 }
 
-/// Changes some fields of a prompt (RFC 7396): what is absent stays, null takes a field away or
-/// brings back its default. Otherwise like PUT.
+/// Change a prompt
+///
+/// A merge patch (RFC 7396): what is absent stays, null takes a field away or brings back its
+/// default. Otherwise like PUT.
 #[utoipa::path(
     patch, path = "/v1/prompts/{id}", tag = "prompts",
     params(
         ("id" = Uuid, Path, description = "The prompt"),
-        ("If-Match" = Option<String>, Header, description = "Only if the prompt is at the version of this ETag"),
+        IfMatchParam,
     ),
     request_body(content = PromptPatch, example = json!({ "prompt_name": "Evening brief", "max_runs": null })),
     responses(
@@ -228,8 +230,10 @@ async fn patch_prompt(
         .await
 }
 
-/// Deletes a prompt. Runs that wait are cancelled; those of the past stay readable until they have
-/// served their time. Its `external_id` is free again.
+/// Delete a prompt
+///
+/// Runs that wait are cancelled; those of the past stay readable until they have served their time.
+/// Its `external_id` is free again.
 #[utoipa::path(
     delete, path = "/v1/prompts/{id}", tag = "prompts",
     params(("id" = Uuid, Path, description = "The prompt")),
@@ -252,7 +256,9 @@ async fn delete_prompt(
         .await
 }
 
-/// Pauses a prompt: no slot fires until it is resumed. One that is paused stays as it is.
+/// Pause a prompt
+///
+/// No slot fires until it is resumed. One that is paused stays as it is.
 #[utoipa::path(
     post, path = "/v1/prompts/{id}/pause", tag = "prompts",
     params(("id" = Uuid, Path, description = "The prompt")),
@@ -282,8 +288,10 @@ async fn pause_prompt(
         .await
 }
 
-/// Resumes a paused prompt. Its next slot is the first one from now on: those of the pause are not
-/// made up for. One that is active stays as it is.
+/// Resume a prompt
+///
+/// Its next slot is the first one from now on: those of the pause are not made up for. One that is
+/// active stays as it is.
 #[utoipa::path(
     post, path = "/v1/prompts/{id}/resume", tag = "prompts",
     params(("id" = Uuid, Path, description = "The prompt")),
@@ -310,7 +318,9 @@ async fn resume_prompt(
         .await
 }
 
-/// Ends a prompt for good. Runs that wait are cancelled too. One that is cancelled stays as it is.
+/// Cancel a prompt
+///
+/// Ends it for good. Runs that wait are cancelled too. One that is cancelled stays as it is.
 #[utoipa::path(
     post, path = "/v1/prompts/{id}/cancel", tag = "prompts",
     params(("id" = Uuid, Path, description = "The prompt")),
@@ -346,8 +356,10 @@ async fn cancel_prompt(
         .await
 }
 
-/// Runs a prompt now, active or paused, beside its schedule. A test run does everything but the
-/// deliveries, and does not count.
+/// Run a prompt now
+///
+/// Active or paused, beside its schedule. A test run does everything but the deliveries, and does not
+/// count.
 #[utoipa::path(
     post, path = "/v1/prompts/{id}/run", tag = "prompts",
     params(("id" = Uuid, Path, description = "The prompt")),
@@ -396,18 +408,14 @@ async fn run_prompt(
         .await
 }
 
-/// Lists the runs of a prompt, newest first unless asked otherwise, without their outputs.
+/// List a prompt's runs
+///
+/// Newest first unless asked otherwise, without their outputs.
 #[utoipa::path(
     get, path = "/v1/prompts/{id}/runs", tag = "prompts",
     params(
         ("id" = Uuid, Path, description = "The prompt"),
-        ("status" = Option<Vec<RunStatus>>, Query, description = "Only these statuses; repeat it for several"),
-        ("trigger" = Option<Vec<RunTrigger>>, Query, description = "Only what these made; repeat it for several"),
-        ("since" = Option<DateTime<Utc>>, Query, description = "Only runs made at or after this"),
-        ("until" = Option<DateTime<Utc>>, Query, description = "Only runs made before this"),
-        ("order" = Option<Order>, Query, description = "`desc` (newest first) unless given"),
-        ("limit" = Option<u8>, Query, minimum = 1, maximum = 100, description = "Items a page; 50 unless given"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        RunListParams,
     ),
     responses((status = 200, description = "A page of runs", body = Page<RunSummary>))
 )]
@@ -428,6 +436,7 @@ async fn list_prompt_runs(
 /// A word beside a change of status.
 #[derive(Debug, ToSchema)]
 #[expect(dead_code, reason = "describes the body; `note` reads it")]
+#[serde(deny_unknown_fields)]
 struct NoteBody {
     /// Kept as `status_note`.
     #[schema(max_length = 500, nullable)]
@@ -435,6 +444,9 @@ struct NoteBody {
 }
 
 fn note(body: &Value) -> Result<Option<&str>, ApiError> {
+    if body.is_null() {
+        return Ok(None);
+    }
     let mut fields = Fields::new(body);
     let note = fields.optional("note").text(0..=NOTE_CHARS_MAX);
     Ok(fields.finish(Some(note))?)
@@ -443,6 +455,7 @@ fn note(body: &Value) -> Result<Option<&str>, ApiError> {
 /// How a run is to be made.
 #[derive(Debug, ToSchema)]
 #[expect(dead_code, reason = "describes the body; `trigger` reads it")]
+#[serde(deny_unknown_fields)]
 struct RunBody {
     /// Everything but the deliveries; the run does not count.
     #[schema(default = false, nullable)]
@@ -450,6 +463,9 @@ struct RunBody {
 }
 
 fn trigger(body: &Value) -> Result<RunTrigger, ApiError> {
+    if body.is_null() {
+        return Ok(RunTrigger::Manual);
+    }
     let mut fields = Fields::new(body);
     let test = fields.optional("test").boolean().unwrap_or(false);
     let trigger = if test {
@@ -474,6 +490,87 @@ fn changed(changed: Changed) -> Result<Answer, ApiError> {
         None => answer.unchanged(),
     })
 }
+
+/// Which version a change is meant for.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes the header; `IfMatch` reads it")]
+struct IfMatchParam {
+    /// Only if the prompt is at the version of this ETag.
+    #[param(
+        rename = "If-Match",
+        required = false,
+        pattern = r#"^(\*|"[0-9]+")$"#,
+        example = "\"1\""
+    )]
+    if_match: String,
+}
+
+/// How prompts are chosen.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(
+    dead_code,
+    reason = "describes the query string; `List::read` reads it"
+)]
+struct ListParams {
+    /// Only these statuses; repeat it for several.
+    status: Option<Vec<PromptStatus>>,
+    /// Only these types of schedule; repeat it for several.
+    schedule_type: Option<Vec<ScheduleType>>,
+    /// With at least one of these tags; repeat it for several.
+    #[param(inline, max_items = 20)]
+    tag_any: Option<Vec<Tag>>,
+    /// With all of these tags; repeat it for several.
+    #[param(inline, max_items = 20)]
+    tag_all: Option<Vec<Tag>>,
+    /// With this text in its name, whatever the case.
+    #[param(
+        min_length = 1,
+        max_length = 200,
+        pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"
+    )]
+    name_contains: Option<String>,
+    /// With your own id.
+    #[param(
+        min_length = 1,
+        max_length = 200,
+        pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"
+    )]
+    external_id: Option<String>,
+    /// Only this user's.
+    user_id: Option<Uuid>,
+    /// With a next slot at or after this.
+    next_run_after: Option<DateTime<Utc>>,
+    /// With a next slot before this.
+    next_run_before: Option<DateTime<Utc>>,
+    /// Made at or after this.
+    created_after: Option<DateTime<Utc>>,
+    /// Made before this.
+    created_before: Option<DateTime<Utc>>,
+    /// `created` unless given. Prompts without a next slot count as farthest in the future.
+    #[param(inline)]
+    sort: Option<SortBy>,
+    /// `desc` for `created`, else `asc`, unless given.
+    #[param(inline)]
+    order: Option<Order>,
+    /// Items a page; 50 unless given.
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u8>,
+    /// `next_cursor` of the page before, with the same sort and order.
+    #[param(min_length = 1)]
+    cursor: Option<String>,
+}
+
+/// A word to find prompts by.
+#[derive(ToSchema)]
+#[schema(
+    min_length = 1,
+    max_length = 50,
+    pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"
+)]
+#[expect(dead_code, reason = "describes a parameter")]
+struct Tag(String);
 
 /// What a list is sorted by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]

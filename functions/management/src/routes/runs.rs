@@ -1,5 +1,10 @@
 //! The routes of runs.
 
+#![expect(
+    unused_qualifications,
+    reason = "utoipa qualifies the types of parameters"
+)]
+
 use axum::{Json, extract::State, http::StatusCode, response::Response};
 use chrono::{DateTime, Utc};
 use shared::{
@@ -15,6 +20,7 @@ use shared::{
     message::WakeUp,
     run::{RunStatus, RunTrigger},
 };
+use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
@@ -29,33 +35,27 @@ use crate::{
 
 pub(super) fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(list))
-        .routes(routes!(get))
-        .routes(routes!(cancel))
-        .routes(routes!(retry))
-        .routes(routes!(logs))
-        .routes(routes!(deliveries))
+        .routes(routes!(list_runs))
+        .routes(routes!(get_run))
+        .routes(routes!(cancel_run))
+        .routes(routes!(retry_run))
+        .routes(routes!(list_run_logs))
+        .routes(routes!(list_run_deliveries))
 }
 
 /// List runs
 ///
-/// All runs of the tenant, or those of one prompt, newest first. Outputs are left out; read a run
+/// All of the tenant's, newest first unless asked otherwise. Outputs are left out; read a run
 /// for its output. Runs of a deleted prompt stay in this list until they have served their time.
 #[utoipa::path(
-    get, path = "/v1/runs", tag = "runs", operation_id = "list_runs",
+    get, path = "/v1/runs", tag = "runs",
     params(
-        ("prompt_id" = Option<Uuid>, Query, description = "Only runs of this prompt."),
-        ("status" = Option<Vec<RunStatus>>, Query, description = "Only these statuses; repeat it for several."),
-        ("trigger" = Option<Vec<RunTrigger>>, Query, description = "Only runs that these made; repeat it for several."),
-        ("since" = Option<DateTime<Utc>>, Query, description = "Only runs made at or after this instant."),
-        ("until" = Option<DateTime<Utc>>, Query, description = "Only runs made before this instant."),
-        ("order" = Option<Order>, Query, description = "`desc` (newest first) unless given."),
-        ("limit" = Option<u8>, Query, minimum = 1, maximum = 100, description = "Items of a page; 50 unless given."),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before."),
+        ("prompt_id" = Option<Uuid>, Query, description = "Only runs of this prompt"),
+        RunListParams,
     ),
     responses((status = 200, description = "A page of runs", body = Page<RunSummary>)),
 )]
-async fn list(
+async fn list_runs(
     State(app): State<App>,
     caller: Caller,
     mut query: Query,
@@ -71,11 +71,11 @@ async fn list(
 ///
 /// With its output, the input that the model was given, and every model call.
 #[utoipa::path(
-    get, path = "/v1/runs/{id}", tag = "runs", operation_id = "get_run",
-    params(("id" = Uuid, Path, description = "The run.")),
+    get, path = "/v1/runs/{id}", tag = "runs",
+    params(("id" = Uuid, Path, description = "The run")),
     responses((status = 200, description = "The run", body = Run)),
 )]
-async fn get(
+async fn get_run(
     State(app): State<App>,
     caller: Caller,
     PathId(id): PathId<RunId>,
@@ -93,15 +93,15 @@ async fn get(
 /// may be paid; deliveries that have not begun are dropped. A run that was cancelled before stays
 /// as it is.
 #[utoipa::path(
-    post, path = "/v1/runs/{id}/cancel", tag = "runs", operation_id = "cancel_run",
-    params(("id" = Uuid, Path, description = "The run.")),
+    post, path = "/v1/runs/{id}/cancel", tag = "runs",
+    params(("id" = Uuid, Path, description = "The run")),
     responses(
         (status = 200, description = "The run is cancelled", body = RunSummary),
         (status = 409, description = "`run_ended`: the run is over", body = crate::error::Problem,
          content_type = "application/problem+json"),
     ),
 )]
-async fn cancel(
+async fn cancel_run(
     State(app): State<App>,
     caller: Caller,
     PathId(id): PathId<RunId>,
@@ -119,7 +119,7 @@ async fn cancel(
                     format!("the run is {status}; only a run that is not over can be cancelled"),
                 ));
             }
-            Changed::NoSuchRun => return Err(ApiError::not_found()),
+            Changed::NoSuchRun | Changed::PromptEnded => return Err(ApiError::not_found()),
         };
         let answer = Answer::json(StatusCode::OK, &stored(tx, id).await?)?.about(id.uuid());
         Ok(if changed { answer } else { answer.unchanged() })
@@ -134,15 +134,15 @@ async fn cancel(
 /// Takes a run that failed or timed out up again: with a new model call where it has no output,
 /// else with the deliveries that failed.
 #[utoipa::path(
-    post, path = "/v1/runs/{id}/retry", tag = "runs", operation_id = "retry_run",
-    params(("id" = Uuid, Path, description = "The run.")),
+    post, path = "/v1/runs/{id}/retry", tag = "runs",
+    params(("id" = Uuid, Path, description = "The run")),
     responses(
         (status = 202, description = "The run is under way again", body = RunSummary),
-        (status = 409, description = "`run_not_failed`: the run has not failed", body = crate::error::Problem,
+        (status = 409, description = "`run_not_failed`: the run has not failed; `prompt_ended`: its prompt was cancelled or deleted, and it has no output", body = crate::error::Problem,
          content_type = "application/problem+json"),
     ),
 )]
-async fn retry(
+async fn retry_run(
     State(app): State<App>,
     caller: Caller,
     PathId(id): PathId<RunId>,
@@ -159,6 +159,12 @@ async fn retry(
                     format!(
                         "the run is {status}; only one that failed or timed out can be retried"
                     ),
+                ));
+            }
+            Changed::PromptEnded => {
+                return Err(ApiError::conflict(
+                    "prompt_ended",
+                    "the run's prompt was cancelled or deleted; the model is not called for it any more",
                 ));
             }
             Changed::NoSuchRun => return Err(ApiError::not_found()),
@@ -186,19 +192,19 @@ async fn retry(
         .await
 }
 
-/// Read a run's log
+/// List a run's log
 ///
 /// What happened to the run, oldest line first.
 #[utoipa::path(
-    get, path = "/v1/runs/{id}/logs", tag = "runs", operation_id = "list_run_logs",
+    get, path = "/v1/runs/{id}/logs", tag = "runs",
     params(
-        ("id" = Uuid, Path, description = "The run."),
-        ("limit" = Option<u8>, Query, minimum = 1, maximum = 100, description = "Items of a page; 50 unless given."),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before."),
+        ("id" = Uuid, Path, description = "The run"),
+        ("limit" = Option<u8>, Query, minimum = 1, maximum = 100, description = "Items a page; 50 unless given"),
+        ("cursor" = Option<String>, Query, min_length = 1, description = "`next_cursor` of the page before"),
     ),
     responses((status = 200, description = "A page of lines", body = Page<LogLine>)),
 )]
-async fn logs(
+async fn list_run_logs(
     State(app): State<App>,
     caller: Caller,
     PathId(id): PathId<RunId>,
@@ -222,11 +228,11 @@ async fn logs(
 /// Where its output went, in the order of the prompt's destinations, then the notices about it.
 /// There is one page.
 #[utoipa::path(
-    get, path = "/v1/runs/{id}/deliveries", tag = "runs", operation_id = "list_run_deliveries",
-    params(("id" = Uuid, Path, description = "The run.")),
+    get, path = "/v1/runs/{id}/deliveries", tag = "runs",
+    params(("id" = Uuid, Path, description = "The run")),
     responses((status = 200, description = "The deliveries", body = Page<Delivery>)),
 )]
-async fn deliveries(
+async fn list_run_deliveries(
     State(app): State<App>,
     caller: Caller,
     PathId(id): PathId<RunId>,
@@ -241,6 +247,33 @@ async fn deliveries(
         items,
         next_cursor: None,
     }))
+}
+
+/// How runs are chosen.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(
+    dead_code,
+    reason = "describes the query string; `Wanted::read` reads it"
+)]
+pub(super) struct RunListParams {
+    /// Only these statuses; repeat it for several.
+    status: Option<Vec<RunStatus>>,
+    /// Only what these made; repeat it for several.
+    trigger: Option<Vec<RunTrigger>>,
+    /// Only runs made at or after this.
+    since: Option<DateTime<Utc>>,
+    /// Only runs made before this.
+    until: Option<DateTime<Utc>>,
+    /// `desc` (newest first) unless given.
+    #[param(inline)]
+    order: Option<Order>,
+    /// Items a page; 50 unless given.
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u8>,
+    /// `next_cursor` of the page before, with the same order.
+    #[param(min_length = 1)]
+    cursor: Option<String>,
 }
 
 /// A list of runs as a caller asked for it.

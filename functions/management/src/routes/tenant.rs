@@ -8,15 +8,25 @@ use shared::{db::tenants, ids::TenantId};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{app::App, auth::Caller, error::ApiError};
+use crate::{app::App, auth::Caller, error::ApiError, query::Query};
 
 pub(super) fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(get_tenant))
 }
 
-/// Gets the tenant: limits, retention, this month's usage, and what it has.
-#[utoipa::path(get, path = "/v1/tenant", tag = "tenant", responses((status = 200, body = TenantView)))]
-async fn get_tenant(State(app): State<App>, caller: Caller) -> Result<Json<TenantView>, ApiError> {
+/// Read your tenant
+///
+/// Limits, retention, this month's usage, and what it has.
+#[utoipa::path(
+    get, path = "/v1/tenant", tag = "tenant",
+    responses((status = 200, description = "The tenant", body = TenantView))
+)]
+async fn get_tenant(
+    State(app): State<App>,
+    caller: Caller,
+    query: Query,
+) -> Result<Json<TenantView>, ApiError> {
+    query.finish()?;
     let id = caller.tenant_id();
     let tenant = app
         .read(id, async |tx| Ok(tenants::get(tx).await?))
@@ -27,8 +37,11 @@ async fn get_tenant(State(app): State<App>, caller: Caller) -> Result<Json<Tenan
 
 /// A tenant.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Tenant)]
 pub(super) struct TenantView {
+    /// The tenant.
     id: TenantId,
+    /// What the operator calls it.
     name: String,
     /// `active` or `suspended`.
     #[schema(example = "active")]
@@ -36,16 +49,23 @@ pub(super) struct TenantView {
     /// Used where a schedule names no timezone.
     #[schema(example = "Europe/London")]
     default_timezone: String,
+    /// What it may have.
     limits: Limits,
+    /// How long its ended runs stay.
     retention: Retention,
+    /// What it used this month.
     usage: Usage,
+    /// What it has at the moment.
     counts: Counts,
+    /// When it was made.
     created_at: DateTime<Utc>,
+    /// When the operator last changed it.
     updated_at: DateTime<Utc>,
 }
 
 /// What a tenant may have.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TenantLimits)]
 struct Limits {
     /// How many prompts may be active at once.
     active_prompts_max: i32,
@@ -57,6 +77,7 @@ struct Limits {
 
 /// Days until an ended run is deleted.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TenantRetention)]
 struct Retention {
     /// Of runs that succeeded.
     succeeded_days: i32,
@@ -68,6 +89,7 @@ struct Retention {
 
 /// What a tenant used in the current month.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TenantUsage)]
 struct Usage {
     /// The month, UTC.
     #[schema(example = "2026-03")]
@@ -86,6 +108,7 @@ struct Usage {
 
 /// What a tenant has at the moment.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TenantCounts)]
 struct Counts {
     /// Prompts that fire.
     prompts_active: i64,

@@ -17,6 +17,7 @@ use crate::{
     auth::Caller,
     command::{Answer, Command},
     error::ApiError,
+    query::Query,
 };
 
 pub(super) fn router() -> OpenApiRouter<App> {
@@ -25,13 +26,21 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(rotate_secret))
 }
 
-/// Tells when the secret was rotated, and whether the one before it still signs. Never the secret.
+/// Read the webhook secret's age
+///
+/// When the secret was rotated, and whether the one before it still signs. Never the secret. Needs an
+/// owner's key.
 #[utoipa::path(
     get, path = "/v1/webhook-secret", tag = "tenant",
-    responses((status = 200, body = SecretView))
+    responses((status = 200, description = "Its age", body = SecretView))
 )]
-async fn get_secret(State(app): State<App>, caller: Caller) -> Result<Json<SecretView>, ApiError> {
+async fn get_secret(
+    State(app): State<App>,
+    caller: Caller,
+    query: Query,
+) -> Result<Json<SecretView>, ApiError> {
     caller.require(Role::Owner)?;
+    query.finish()?;
     let secrets = app
         .read(caller.tenant_id(), async |tx| {
             Ok(tenants::webhook_secrets(tx).await?)
@@ -43,16 +52,21 @@ async fn get_secret(State(app): State<App>, caller: Caller) -> Result<Json<Secre
     }))
 }
 
-/// Makes a new secret and shows it once. The one before it signs beside it for 24 hours.
+/// Rotate the webhook secret
+///
+/// Makes a new secret and shows it once. The one before it signs beside it for 24 hours. Needs an
+/// owner's key.
 #[utoipa::path(
     post, path = "/v1/webhook-secret/rotate", tag = "tenant",
-    responses((status = 200, body = NewSecretView))
+    responses((status = 200, description = "The new secret", body = NewSecretView))
 )]
 async fn rotate_secret(
     State(app): State<App>,
     caller: Caller,
+    query: Query,
     command: Command,
 ) -> Result<Response, ApiError> {
+    query.finish()?;
     let action = Action::WebhookSecretRotated;
     command
         .run(&app, &caller, Role::Owner, action, async |tx| {
@@ -74,6 +88,7 @@ async fn rotate_secret(
 
 /// What may be told of the webhook secret.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = WebhookSecret)]
 struct SecretView {
     /// When the current secret took over; null while the first one stands.
     #[schema(required)]
@@ -85,11 +100,15 @@ struct SecretView {
 
 /// A new webhook secret.
 #[derive(Serialize, ToSchema)]
+#[schema(as = NewWebhookSecret)]
 struct NewSecretView {
     /// The secret, as a Standard Webhooks verifier takes it. Keep it: it is not shown again.
     #[schema(example = "whsec_…")]
     secret: String,
+    /// When it took over.
+    #[schema(required)]
     rotated_at: Option<DateTime<Utc>>,
     /// Until when the one before it signs beside it.
+    #[schema(required)]
     previous_valid_until: Option<DateTime<Utc>>,
 }

@@ -2,20 +2,22 @@
 
 use axum::{Json, extract::State};
 use chrono::{DateTime, Utc};
-use serde_json::Value;
 use shared::{
     db::prompts,
     fields::Fields,
-    schedule::{Form, Preview, Schedule},
+    schedule::{Form, Preview},
 };
 use utoipa::ToSchema;
 
+use super::change::rules;
 use crate::{app::App, auth::Caller, command::Command, error::ApiError, query::Query};
 
 const COUNT: u8 = 5;
 const COUNT_MAX: u8 = 100;
 
-/// Says what a schedule would do: its next slots, what EventBridge would be told, a description and
+/// Preview a schedule
+///
+/// What a schedule would do: its next slots, what EventBridge would be told, a description and
 /// warnings. Writes nothing.
 #[utoipa::path(
     post, path = "/v1/prompts/preview", tag = "prompts",
@@ -37,9 +39,10 @@ pub(super) async fn preview_schedule(
     let tx = app.db.tenant(caller.tenant_id()).await?;
     let limits = prompts::limits(tx).await?;
     let mut fields = Fields::new(&body);
-    let schedule = fields.required("schedule").parse(|value| {
-        Schedule::parse(&with_timezone(value, &limits.default_timezone), limits.now)
-    });
+    let rules = rules(&app, &limits)?;
+    let schedule = fields
+        .required("schedule")
+        .parse(|value| rules.schedule(value));
     let after = fields.optional("after").instant().unwrap_or(limits.now);
     let count = fields
         .optional("count")
@@ -52,6 +55,7 @@ pub(super) async fn preview_schedule(
 /// What to look at.
 #[derive(Debug, ToSchema)]
 #[expect(dead_code, reason = "describes the body; the handler reads it")]
+#[serde(deny_unknown_fields)]
 pub(super) struct PreviewBody {
     /// As in a prompt.
     schedule: Form,
@@ -61,16 +65,4 @@ pub(super) struct PreviewBody {
     /// How many slots.
     #[schema(minimum = 1, maximum = 100, default = 5, nullable)]
     count: Option<u8>,
-}
-
-/// As a prompt of the tenant would have it.
-fn with_timezone(schedule: &Value, timezone: &str) -> Value {
-    let mut schedule = schedule.clone();
-    if let Value::Object(fields) = &mut schedule {
-        let given = fields.entry("timezone").or_insert(Value::Null);
-        if given.is_null() {
-            *given = Value::from(timezone);
-        }
-    }
-    schedule
 }

@@ -1,0 +1,406 @@
+//! One example of each schema that a request or an answer may have, for the OpenAPI document.
+//!
+//! They are the same few objects throughout, so that a reader meets them again. A test checks each
+//! one against its schema.
+
+use serde_json::{Value, json};
+
+/// An example of the schema with this name.
+pub(super) fn of(schema: &str) -> Option<Value> {
+    if let Some(item) = schema.strip_prefix("Page_") {
+        return of(item).map(|item| json!({ "items": [item], "next_cursor": null }));
+    }
+    Some(match schema {
+        "PromptBody" => prompt_body(),
+        "Prompt" => prompt(),
+        "PromptSummary" => without(prompt(), &["prompt_text", "context"]),
+        "SchedulePreview" => preview(),
+        "RunSummary" => run_summary(),
+        "Run" => run(),
+        "LogLine" => log_line(),
+        "Delivery" => delivery(),
+        "Tenant" => tenant(),
+        "TenantSummary" => tenant_summary(),
+        "TenantBody" => json!({
+            "name": "Northwind",
+            "owner_email": "ada@example.com",
+            "default_timezone": "Europe/London",
+            "limits": { "active_prompts_max": 200 },
+        }),
+        "TenantPatch" => json!({
+            "limits": { "concurrent_runs_max": 40 },
+            "retention": { "succeeded_days": 30 },
+        }),
+        "NewTenant" => json!({ "tenant": tenant(), "api_key": new_api_key() }),
+        "ApiKeyBody" => json!({ "name": "Nightly import", "role": "editor" }),
+        "ApiKey" => api_key(),
+        "NewApiKey" => new_api_key(),
+        "WebhookSecret" => json!({
+            "rotated_at": "2026-03-20T14:00:00Z",
+            "previous_valid_until": "2026-03-21T14:00:00Z",
+        }),
+        "NewWebhookSecret" => json!({
+            "secret": "whsec_…",
+            "rotated_at": "2026-03-20T14:00:00Z",
+            "previous_valid_until": "2026-03-21T14:00:00Z",
+        }),
+        "AuditEvent" => audit_event(),
+        "Health" => json!({
+            "status": "healthy",
+            "version": "0.1.0",
+            "time_zone_data": "2025b",
+            "database": { "status": "healthy", "latency_ms": 1 },
+            "issues": [],
+        }),
+        _ => return None,
+    })
+}
+
+/// An example of a problem that a route answers with this HTTP status.
+pub(super) fn problem(path: &str, status: &str) -> Option<Value> {
+    let (code, detail, errors) = match status {
+        "400" => (
+            "invalid_json",
+            "the body is not JSON; look at line 1, column 17",
+            None,
+        ),
+        "401" => (
+            "unknown_key",
+            "the key is not known here; check that it is complete and of this environment",
+            None,
+        ),
+        "403" => (
+            "role_too_low",
+            "this needs the role editor, the key has viewer; use a key of a higher role",
+            None,
+        ),
+        "404" => ("not_found", "there is no such object; check its id", None),
+        "409" if path == "/v1/api-keys/{id}" => (
+            "last_owner_key",
+            "this is the tenant's last owner key; make another one first",
+            None,
+        ),
+        "409" if path == "/v1/prompts/{id}" => (
+            "prompt_ended",
+            "the prompt is completed, which is final; create a new one",
+            None,
+        ),
+        "409" => (
+            "idempotency_key_in_flight",
+            "a request with this Idempotency-Key is being worked on; try again when it has ended",
+            None,
+        ),
+        "412" => (
+            "version_changed",
+            "somebody changed the object since; read it again and repeat with its new ETag",
+            None,
+        ),
+        "413" => (
+            "body_too_large",
+            "the body is larger than 256 kB; send a smaller one",
+            None,
+        ),
+        "415" => (
+            "unsupported_media_type",
+            "the body must be JSON; set Content-Type to application/json",
+            None,
+        ),
+        "422" => (
+            "validation_failed",
+            "verbose: there is no such query parameter",
+            Some(json!([{
+                "field": "verbose",
+                "code": "unknown_parameter",
+                "detail": "there is no such query parameter",
+                "hint": "send none",
+            }])),
+        ),
+        "500" => (
+            "internal",
+            "something went wrong on our side; tell us the request_id if it stays",
+            None,
+        ),
+        "503" => (
+            "unavailable",
+            "the service cannot answer at the moment; try again",
+            None,
+        ),
+        _ => return None,
+    };
+    let mut problem = json!({
+        "type": format!("urn:carillon:problem:{code}"),
+        "title": code.replace('_', " "),
+        "status": status.parse::<u16>().ok()?,
+        "detail": detail,
+        "code": code,
+        "request_id": "019d12a0-7c1e-7b52-9d0e-4f2a1c6b8e31",
+    });
+    if let (Some(object), Some(errors)) = (problem.as_object_mut(), errors) {
+        object.insert("errors".to_owned(), errors);
+    }
+    Some(problem)
+}
+
+fn prompt_body() -> Value {
+    json!({
+        "prompt_name": "Morning brief",
+        "prompt_text": "Write a brief on {{ context.topic }} for {{ slot.weekday }}, {{ slot.date }}.",
+        "model": "echo/echo-1",
+        "context": { "topic": "the energy market" },
+        "schedule": {
+            "type": "weekly",
+            "days": ["mon", "fri"],
+            "at": "09:00",
+            "timezone": "Europe/London",
+        },
+        "destinations": [{ "kind": "email", "to": ["ada@example.com"] }],
+    })
+}
+
+fn prompt() -> Value {
+    json!({
+        "id": "019d1298-1a00-7c3f-8a64-6f0b2f1d9c55",
+        "user_id": "019d1290-02b4-7e11-b2a7-90c1d5e3f806",
+        "prompt_name": "Morning brief",
+        "prompt_text": "Write a brief on {{ context.topic }} for {{ slot.weekday }}, {{ slot.date }}.",
+        "model": "echo/echo-1",
+        "model_settings": {},
+        "context": { "topic": "the energy market" },
+        "schedule": {
+            "type": "weekly",
+            "days": ["mon", "fri"],
+            "at": "09:00",
+            "timezone": "Europe/London",
+        },
+        "destinations": [{
+            "kind": "email",
+            "to": ["ada@example.com"],
+            "on_unknown": "resend",
+        }],
+        "overlap": "skip",
+        "misfire": "run_latest",
+        "catchup_window_s": 900,
+        "max_retries": 3,
+        "retry_delay_ms": 60000,
+        "timeout_ms": 300_000,
+        "pause_after_failures": 10,
+        "tags": [],
+        "metadata": {},
+        "status": "active",
+        "status_reason": null,
+        "status_note": null,
+        "schedule_type": "weekly",
+        "timezone": "Europe/London",
+        "next_run_at": "2026-03-23T09:00:00Z",
+        "last_run_at": "2026-03-20T09:00:07Z",
+        "last_status": "succeeded",
+        "run_count": 4,
+        "total_runs": 4,
+        "success_count": 4,
+        "failure_count": 0,
+        "consecutive_failures": 0,
+        "version": 2,
+        "created_at": "2026-03-09T16:20:00Z",
+        "updated_at": "2026-03-11T08:05:00Z",
+        "completed_at": null,
+        "cancelled_at": null,
+    })
+}
+
+fn preview() -> Value {
+    json!({
+        "slots": [
+            { "scheduled_for": "2026-03-28T01:30:00Z", "local": "2026-03-28T01:30:00+00:00" },
+            { "scheduled_for": "2026-03-30T00:30:00Z", "local": "2026-03-30T01:30:00+01:00" },
+        ],
+        "eventbridge": [{ "expression": "cron(30 1 * * ? *)", "timezone": "Europe/London" }],
+        "description": "At 01:30 every day, Europe/London",
+        "warnings": [{
+            "code": "dst_gap",
+            "detail": "2026-03-29 01:30 does not exist in Europe/London, because the clocks go forward: that slot is skipped",
+        }],
+    })
+}
+
+fn run_summary() -> Value {
+    json!({
+        "id": "019d0a6f-3d20-7a90-b6f4-2c8e51d07b13",
+        "prompt_id": "019d1298-1a00-7c3f-8a64-6f0b2f1d9c55",
+        "scheduled_for": "2026-03-20T09:00:00Z",
+        "scheduled_until": null,
+        "slots_count": 1,
+        "trigger": "schedule",
+        "status": "succeeded",
+        "reason": null,
+        "attempt": 1,
+        "attempts_max": 4,
+        "available_at": "2026-03-20T09:00:00Z",
+        "prompt_version": 2,
+        "provider": "openai",
+        "model": "gpt-5-mini",
+        "input_tokens": 412,
+        "output_tokens": 530,
+        "cached_tokens": 0,
+        "tokens_used": 942,
+        "cost_usd": 0.001_163,
+        "price_version": "2026-10-21",
+        "latency_ms": 5210,
+        "output_bytes": 21,
+        "output_sha256": "415378c805f65030fb082450663127f4244fdf2e3f78a6dc135c69456430deb5",
+        "output_uri": null,
+        "output_truncated": false,
+        "error_code": null,
+        "error_message": null,
+        "trace_id": null,
+        "span_id": null,
+        "started_at": "2026-03-20T09:00:01Z",
+        "completed_at": "2026-03-20T09:00:07Z",
+        "created_at": "2026-03-20T09:00:00Z",
+    })
+}
+
+fn run() -> Value {
+    let mut run = run_summary();
+    if let Some(fields) = run.as_object_mut() {
+        let more = json!({
+            "rendered_input": "Write a brief on the energy market for Friday, 2026-03-20.",
+            "output": "Gas fell again. […]",
+            "attempts": [{
+                "id": "019d0a6f-4108-7d6c-9f3b-7a12e8c04d96",
+                "attempt": 1,
+                "status": "ok",
+                "provider": "openai",
+                "model": "gpt-5-mini",
+                "input_tokens": 412,
+                "output_tokens": 530,
+                "cached_tokens": 0,
+                "cost_usd": 0.001_163,
+                "error_code": null,
+                "started_at": "2026-03-20T09:00:01Z",
+                "ended_at": "2026-03-20T09:00:06Z",
+            }],
+        });
+        fields.extend(more.as_object().cloned().unwrap_or_default());
+    }
+    run
+}
+
+fn log_line() -> Value {
+    json!({
+        "id": "019d0a6f-5590-7182-8c1d-e94b06af7325",
+        "at": "2026-03-20T09:00:06Z",
+        "level": "info",
+        "message": "model answered",
+        "context": { "attempt": 1, "input_tokens": 412, "output_tokens": 530 },
+    })
+}
+
+fn delivery() -> Value {
+    json!({
+        "id": "019d0a6f-5592-7b07-a5d8-3f61c09e2b48",
+        "run_id": "019d0a6f-3d20-7a90-b6f4-2c8e51d07b13",
+        "purpose": "output",
+        "position": 0,
+        "kind": "email",
+        "target": "ada@example.com",
+        "status": "delivered",
+        "attempt": 1,
+        "attempts_max": 16,
+        "next_attempt_at": "2026-03-20T09:00:06Z",
+        "response_status": null,
+        "response_excerpt": null,
+        "location": null,
+        "error_code": null,
+        "error_message": null,
+        "delivered_at": "2026-03-20T09:00:07Z",
+        "created_at": "2026-03-20T09:00:06Z",
+    })
+}
+
+fn tenant() -> Value {
+    json!({
+        "id": "019d1290-02a1-7f58-93c6-1be7a40d85f2",
+        "name": "Northwind",
+        "status": "active",
+        "default_timezone": "Europe/London",
+        "limits": {
+            "active_prompts_max": 200,
+            "concurrent_runs_max": 20,
+            "interval_minutes_min": 1,
+        },
+        "retention": { "succeeded_days": 7, "failed_days": 30, "other_days": 90 },
+        "usage": {
+            "month": "2026-03",
+            "runs": 4,
+            "input_tokens": 1640,
+            "output_tokens": 2108,
+            "cost_usd": 0.004_626,
+        },
+        "counts": {
+            "prompts_active": 1,
+            "prompts_paused": 0,
+            "runs_queued": 0,
+            "runs_running": 0,
+        },
+        "created_at": "2026-03-09T16:00:00Z",
+        "updated_at": "2026-03-09T16:00:00Z",
+    })
+}
+
+fn tenant_summary() -> Value {
+    json!({
+        "id": "019d1290-02a1-7f58-93c6-1be7a40d85f2",
+        "name": "Northwind",
+        "status": "active",
+        "created_at": "2026-03-09T16:00:00Z",
+    })
+}
+
+fn api_key() -> Value {
+    json!({
+        "id": "019d1291-6b30-7409-bd27-c5f81e93a06d",
+        "name": "Nightly import",
+        "prefix": "ck_prod_019d12916b307409bd27c5f81e93a06d_",
+        "role": "editor",
+        "user_id": "019d1290-02b4-7e11-b2a7-90c1d5e3f806",
+        "email": "ada@example.com",
+        "expires_at": null,
+        "revoked_at": null,
+        "last_used_at": "2026-03-20T02:00:00Z",
+        "created_at": "2026-03-09T16:01:00Z",
+    })
+}
+
+fn new_api_key() -> Value {
+    let mut key = without(api_key(), &["last_used_at"]);
+    if let Some(fields) = key.as_object_mut() {
+        fields.insert("last_used_at".to_owned(), Value::Null);
+        fields.insert(
+            "key".to_owned(),
+            json!("ck_prod_019d12916b307409bd27c5f81e93a06d_…"),
+        );
+    }
+    key
+}
+
+fn audit_event() -> Value {
+    json!({
+        "id": "019d129a-5e44-7c60-8f19-d23b7e01a4c8",
+        "at": "2026-03-11T08:05:00Z",
+        "actor_kind": "api_key",
+        "actor_id": "019d1291-6b30-7409-bd27-c5f81e93a06d",
+        "action": "prompt.updated",
+        "target_kind": "prompt",
+        "target_id": "019d1298-1a00-7c3f-8a64-6f0b2f1d9c55",
+        "result": "ok",
+        "request_id": "019d129a-5e3f-7d18-b0aa-61f4c7e82d95",
+        "detail": { "fields": ["schedule"] },
+    })
+}
+
+fn without(mut object: Value, names: &[&str]) -> Value {
+    if let Some(fields) = object.as_object_mut() {
+        fields.retain(|name, _| !names.contains(&name.as_str()));
+    }
+    object
+}
