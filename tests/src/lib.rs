@@ -7,6 +7,7 @@ pub mod peers;
 pub mod stage;
 pub mod tap;
 pub mod worker;
+pub mod world;
 
 use std::env;
 use std::path::PathBuf;

@@ -21,6 +21,7 @@ use shared::ids::{PromptId, TenantId, UserId};
 use shared::secret::Secret;
 use tokio_postgres::Client;
 
+use crate::tap::Tap;
 use crate::{connect, database, database_url};
 
 /// One test's database.
@@ -40,8 +41,25 @@ impl Stage {
     /// When PostgreSQL or a migration fails.
     pub async fn new(connections: usize) -> Result<Self> {
         let name = migrated_database().await?;
+        let config = config(&name, connections);
+        Self::connect(name, &config).await
+    }
+
+    /// The same, with all that the product sends passing a tap.
+    ///
+    /// # Errors
+    /// When PostgreSQL or a migration fails.
+    pub async fn behind(tap: &Tap, connections: usize) -> Result<Self> {
+        let name = migrated_database().await?;
+        let mut config = config(&name, connections);
+        config.app_url = Secret::new(tap.url(&name, "carillon_app"));
+        config.system_url = Secret::new(tap.url(&name, "carillon_system"));
+        Self::connect(name, &config).await
+    }
+
+    async fn connect(name: String, config: &DbConfig) -> Result<Self> {
         Ok(Self {
-            db: Db::connect(&config(&name, connections)).await?,
+            db: Db::connect(config).await?,
             admin: connect(&database_url(&name)).await?,
             name,
         })

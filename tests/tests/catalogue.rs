@@ -3,8 +3,6 @@
 //! Each rule is a statement that names what breaks it. Each is proven here by something that breaks
 //! it: a rule that finds nothing is worth nothing until it has found something.
 
-#![expect(clippy::unwrap_used, reason = "the helpers of tests may panic")]
-
 use tests::stage::migrated_database;
 use tests::{connect, database_url};
 use tokio_postgres::Client;

@@ -31,14 +31,12 @@ use shared::outbound::Policy;
 use shared::price::Catalog;
 use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
 use shared::seal::Sealer;
-use shared::secret::Secret;
 use tests::stage::{self, Stage, Tenant, prompt, tenant};
 use tests::tap::Tap;
 use tests::worker::{
     LONG_MS, Looked, answer, enqueue, fail, failure, fire, new_delivery, resume, settle, succeed,
     take_delivery,
 };
-use tests::{connect, database_url};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -107,7 +105,7 @@ impl Scene {
     async fn claim(&self, run: RunId, lease_ms: i64) -> Claim {
         match self.look(run, lease_ms).await {
             Looked::Claimed(claim) => claim,
-            other => panic!("{other:?}"),
+            other @ (Looked::GaveUp | Looked::Other(_) | Looked::NoRun) => panic!("{other:?}"),
         }
     }
 
@@ -1144,33 +1142,24 @@ async fn settle_somehow(scene: &Scene, claim: &DeliveryClaim, chance: &mut Chanc
     }
 }
 
-/// Everything that the product sends passes a tap; one connection, so that nothing hides.
+/// One connection, so that nothing hides.
 struct Tapped {
     tap: Tap,
-    db: Db,
+    stage: Stage,
     tenant: Tenant,
-    name: String,
 }
 
 impl Tapped {
     async fn new() -> Self {
-        let name = stage::migrated_database().await.unwrap();
         let tap = Tap::open(Duration::from_millis(20)).await.unwrap();
-        let mut config = stage::config(&name, 1);
-        config.app_url = Secret::new(tap.url(&name, "carillon_app"));
-        let db = Db::connect(&config).await.unwrap();
-        let tenant = tenant(&db, "acme").await.unwrap();
-        Self {
-            tap,
-            db,
-            tenant,
-            name,
-        }
+        let stage = Stage::behind(&tap, 1).await.unwrap();
+        let tenant = tenant(&stage.db, "acme").await.unwrap();
+        Self { tap, stage, tenant }
     }
 
     async fn due(&self, changes: &Value) -> PromptId {
         let slot = whole_minute(Utc::now());
-        prompt(&self.db, self.tenant, changes, Some(slot))
+        prompt(&self.stage.db, self.tenant, changes, Some(slot))
             .await
             .unwrap()
     }
@@ -1184,7 +1173,7 @@ impl Tapped {
 
     /// One of everything that happens to a run; gives each part's name and round trips.
     async fn live(&self) -> Vec<(&'static str, usize)> {
-        let (db, tenant) = (&self.db, self.tenant.id);
+        let (db, tenant) = (&self.stage.db, self.tenant.id);
         let mut counted = Vec::new();
         let prompt = self.due(&json!({"max_retries": 5})).await;
         let (claim, count) = self.trips(fire(db, tenant, prompt, LONG_MS)).await;
@@ -1271,7 +1260,7 @@ async fn the_executor_keeps_to_the_same_count() {
     let tapped = Tapped::new().await;
     let folder = tempfile::tempdir().unwrap();
     let executor = Executor {
-        db: tapped.db.clone(),
+        db: tapped.stage.db.clone(),
         models: Models::new(
             ProvidersConfig {
                 allow_echo: true,
@@ -1313,13 +1302,16 @@ async fn the_executor_keeps_to_the_same_count() {
                 tenant_id,
                 prompt_id,
             };
-            let (handled, trips) = tapped.trips(executor.handle(wake_up)).await;
+            let (handled, trips) = tapped.trips(Box::pin(executor.handle(wake_up))).await;
             handled.unwrap();
             count = trips;
-            let admin = connect(&database_url(&tapped.name)).await.unwrap();
             let sql = "SELECT status FROM scheduled_prompt_runs WHERE prompt_id = $1";
-            let row = admin.query_one(sql, &[&prompt_id.uuid()]).await.unwrap();
-            assert_eq!(row.get::<_, String>(0), "succeeded", "{what}");
+            let row = tapped
+                .stage
+                .admin
+                .query_one(sql, &[&prompt_id.uuid()])
+                .await;
+            assert_eq!(row.unwrap().get::<_, String>(0), "succeeded", "{what}");
         }
         println!("{what}: {count} round trips");
         assert!(

@@ -126,7 +126,7 @@ pub async fn keys(
             "-- auth::keys
              SELECT k.id, k.user_id, u.email, k.name, k.prefix, k.role, k.expires_at, k.revoked_at,
                     k.last_used_at, k.created_at
-               FROM api_keys k JOIN users u ON u.id = k.user_id
+               FROM api_keys k JOIN users u ON u.tenant_id = k.tenant_id AND u.id = k.user_id
               WHERE k.id < $1
               ORDER BY k.id DESC LIMIT $2",
             &[&after, &rows_max],

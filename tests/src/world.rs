@@ -1,0 +1,304 @@
+//! Two tenants with one of everything, made by the product's own functions.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "only tests call this, and a test may panic"
+)]
+
+use std::fs;
+use std::path::Path;
+
+use chrono::{TimeDelta, Utc};
+use serde_json::{Value, json};
+use shared::api_key::Role;
+use shared::db::{
+    Db, TenantTx,
+    audit::{Action, Actor, Event, Outcome},
+    auth::{self, NewKey},
+    deliveries::{self, DeliveryClaim, LockedDelivery},
+    idempotency, prompts,
+    runs::{self, Claim, LockedRun},
+};
+use shared::ids::{ApiKeyId, DeliveryId, PromptId, RunId, TenantId, UserId};
+use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use crate::stage::{Stage, Tenant, prompt, tenant};
+use crate::worker::{LONG_MS, Looked, enqueue, fire, resume, settle, settle_as, settled, succeed};
+
+/// A webhook of both tenants that answered 410.
+pub const HOOK: &str = "https://hooks.example/gone";
+/// An `Idempotency-Key` of both tenants.
+pub const KEY: &str = "the same key";
+/// The hash of any request, and of any API key.
+pub const HASH: [u8; 32] = [1; 32];
+
+/// One tenant, and one of each of its objects.
+pub struct Side {
+    /// The tenant and its owner.
+    pub tenant: Tenant,
+    /// Address of its second user.
+    pub email: String,
+    /// That user's API key.
+    pub key: ApiKeyId,
+    /// Has a slot that is due, and the last success.
+    pub due: PromptId,
+    /// A run of it that waits.
+    pub queued: RunId,
+    /// A run of it that failed because of its delivery.
+    pub failed: RunId,
+    /// That delivery.
+    pub exhausted: DeliveryId,
+    /// A run under way.
+    pub running: Claim,
+    /// A delivery that is being sent.
+    pub sending: DeliveryClaim,
+    /// A delivery whose next attempt has come.
+    pub waiting: DeliveryId,
+    /// The run of it.
+    pub generated: RunId,
+}
+
+/// Both tenants and their database.
+pub struct World {
+    /// Their database.
+    pub stage: Stage,
+    /// Who calls.
+    pub a: Side,
+    /// Whose ids are named.
+    pub b: Side,
+}
+
+impl World {
+    /// In a fresh database.
+    pub async fn new() -> Self {
+        Self::on(Stage::new(6).await.unwrap()).await
+    }
+
+    /// In this database.
+    pub async fn on(stage: Stage) -> Self {
+        let a = side(&stage, "a").await;
+        let b = side(&stage, "b").await;
+        Self { stage, a, b }
+    }
+
+    /// As the product connects.
+    pub fn db(&self) -> &Db {
+        &self.stage.db
+    }
+
+    /// A transaction of tenant A.
+    pub async fn a(&self) -> TenantTx {
+        self.stage.tx(self.a.tenant.id).await.unwrap()
+    }
+
+    /// What B locked, after B has let it go.
+    pub async fn of_b<T>(&self, look: impl AsyncFnOnce(&TenantTx) -> T) -> T {
+        let tx = self.stage.tx(self.b.tenant.id).await.unwrap();
+        let found = look(&tx).await;
+        tx.rollback().await.unwrap();
+        found
+    }
+
+    /// The due prompt of B as B locks it.
+    pub async fn due_of_b(&self) -> runs::DuePrompt {
+        self.of_b(async |tx| runs::lock_due(tx, self.b.due).await)
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    /// The waiting run of B as B locks it.
+    pub async fn run_of_b(&self) -> LockedRun {
+        self.of_b(async |tx| runs::lock(tx, self.b.queued).await)
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    /// The waiting delivery of B as B locks it.
+    pub async fn delivery_of_b(&self) -> LockedDelivery {
+        self.of_b(async |tx| deliveries::lock_due(tx, self.b.waiting).await)
+            .await
+            .unwrap()
+            .unwrap()
+    }
+}
+
+async fn side(stage: &Stage, name: &str) -> Side {
+    let db = &stage.db;
+    let tenant = tenant(db, name).await.unwrap();
+    let email = format!("editor@{name}.example");
+    let key = ApiKeyId::new();
+    let tx = stage.tx(tenant.id).await.unwrap();
+    let user_id = auth::user_with_email(&tx, &email, Role::Editor)
+        .await
+        .unwrap();
+    auth::insert_key(&tx, &new_key(key, user_id)).await.unwrap();
+    let event = event(Some(key.uuid()));
+    idempotency::commit(tx, Some(&event), Some(&kept_answer()))
+        .await
+        .unwrap();
+
+    let due = due_prompt(db, tenant, &json!({"external_id": "the same id"})).await;
+    let claim = fire(db, tenant.id, due, LONG_MS).await.unwrap().unwrap();
+    succeed(db, &claim, 0).await.unwrap();
+    let (failed, exhausted) = failed_run(stage, tenant, due).await;
+    let queued = enqueue(db, tenant.id, due, RunTrigger::Manual)
+        .await
+        .unwrap()
+        .unwrap();
+    set_due(stage, due).await;
+
+    let other = due_prompt(db, tenant, &json!({})).await;
+    let running = fire(db, tenant.id, other, LONG_MS).await.unwrap().unwrap();
+    let third = due_prompt(db, tenant, &json!({})).await;
+    let claim = fire(db, tenant.id, third, LONG_MS).await.unwrap().unwrap();
+    let sent = succeed(db, &claim, 2).await.unwrap();
+    settle(db, &sent[1], DeliveryStatus::Retrying)
+        .await
+        .unwrap();
+    Side {
+        tenant,
+        email,
+        key,
+        due,
+        queued,
+        failed,
+        exhausted,
+        running,
+        sending: sent[0],
+        waiting: sent[1].delivery_id,
+        generated: claim.run_id,
+    }
+}
+
+async fn failed_run(stage: &Stage, tenant: Tenant, prompt: PromptId) -> (RunId, DeliveryId) {
+    let db = &stage.db;
+    let run = enqueue(db, tenant.id, prompt, RunTrigger::Manual)
+        .await
+        .unwrap()
+        .unwrap();
+    let claim = claimed(db, tenant.id, run).await;
+    let sent = succeed(db, &claim, 1).await.unwrap();
+    let mut gone = settled(DeliveryStatus::Exhausted);
+    gone.gone_url = Some(HOOK.to_owned());
+    let end = settle_as(db, &sent[0], &gone).await.unwrap();
+    assert_eq!(end.status, Some(RunStatus::Failed));
+    (run, sent[0].delivery_id)
+}
+
+async fn claimed(db: &Db, tenant: TenantId, run: RunId) -> Claim {
+    match resume(db, tenant, run, LONG_MS).await.unwrap() {
+        Looked::Claimed(claim) => claim,
+        other @ (Looked::GaveUp | Looked::Other(_) | Looked::NoRun) => panic!("{other:?}"),
+    }
+}
+
+/// A prompt with a slot that is due.
+pub async fn due_prompt(db: &Db, tenant: Tenant, changes: &Value) -> PromptId {
+    let slot = Utc::now() - TimeDelta::seconds(30);
+    prompt(db, tenant, changes, Some(slot)).await.unwrap()
+}
+
+async fn set_due(stage: &Stage, prompt: PromptId) {
+    let sql =
+        "UPDATE scheduled_prompts SET next_run_at = now() - interval '1 second' WHERE id = $1";
+    let changed = stage.admin.execute(sql, &[&prompt.uuid()]).await.unwrap();
+    assert_eq!(changed, 1);
+}
+
+/// A key to be stored.
+pub fn new_key(id: ApiKeyId, user_id: UserId) -> NewKey<'static> {
+    NewKey {
+        id,
+        user_id,
+        name: "a key",
+        prefix: "ck_test_",
+        hash: HASH,
+        role: Role::Editor,
+        expires_at: None,
+    }
+}
+
+/// A line for the audit trail.
+pub fn event(target_id: Option<Uuid>) -> Event {
+    Event {
+        actor: Actor::Platform,
+        action: Action::ApiKeyCreated,
+        target_id,
+        outcome: Outcome::Ok,
+        request_id: "request".to_owned(),
+        detail: json!({}),
+    }
+}
+
+/// An answer to keep.
+pub fn kept_answer() -> idempotency::Answer {
+    idempotency::Answer {
+        key: KEY.to_owned(),
+        request_hash: HASH,
+        status: 201,
+        sealed: b"sealed".to_vec(),
+    }
+}
+
+/// Each table with its tenant column.
+pub async fn tenant_tables(admin: &Client) -> Vec<(String, &'static str)> {
+    let sql = "SELECT relname::text FROM pg_class
+                WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
+                  AND relname <> 'refinery_schema_history' ORDER BY 1";
+    let rows = admin.query(sql, &[]).await.unwrap();
+    rows.iter()
+        .map(|row| row.get::<_, String>(0))
+        .map(|table| {
+            let column = if table == "tenants" {
+                "id"
+            } else {
+                "tenant_id"
+            };
+            (table, column)
+        })
+        .collect()
+}
+
+/// `module::function` of every public function that talks to the database.
+pub fn public_functions() -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/src/db");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        assert!(path.is_file(), "look into {} too", path.display());
+        let module = path.file_stem().unwrap().to_str().unwrap();
+        for line in fs::read_to_string(&path).unwrap().lines() {
+            let Some(rest) = line.trim_start().strip_prefix("pub async fn ") else {
+                continue;
+            };
+            let name: String = rest
+                .chars()
+                .take_while(|letter| letter.is_alphanumeric() || *letter == '_')
+                .collect();
+            names.push(format!("{module}::{name}"));
+        }
+    }
+    names.sort();
+    names
+}
+
+/// Gives B one of each thing that retention deletes.
+pub async fn make_expirable(world: &World) {
+    let forgotten = due_prompt(world.db(), world.b.tenant, &json!({})).await;
+    let tx = world.stage.tx(world.b.tenant.id).await.unwrap();
+    assert!(prompts::tombstone(&tx, forgotten).await.unwrap());
+    tx.commit().await.unwrap();
+    let tenant = world.b.tenant.id;
+    let sql = format!(
+        "UPDATE scheduled_prompt_runs SET completed_at = now() - interval '400 days'
+          WHERE tenant_id = '{tenant}' AND status = 'succeeded';
+         UPDATE idempotency_keys SET created_at = now() - interval '2 days' WHERE tenant_id = '{tenant}';
+         UPDATE scheduled_prompts SET deleted_at = now() - interval '2 hours'
+          WHERE tenant_id = '{tenant}' AND deleted_at IS NOT NULL"
+    );
+    world.stage.admin.batch_execute(&sql).await.unwrap();
+}
