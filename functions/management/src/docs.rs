@@ -167,7 +167,10 @@ fn describe_parameter(parameter: &mut Parameter) {
         Some(RefOr::T(schema)) => schema,
         Some(RefOr::Ref(_)) | None => return,
     };
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the library's enum is not exhaustive")]
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the library's enum is not exhaustive"
+    )]
     match schema {
         Schema::Object(object) => {
             forget_null(&mut object.schema_type);
