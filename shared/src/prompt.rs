@@ -187,6 +187,17 @@ pub struct PromptSpec {
     metadata: Map<String, Value>,
 }
 
+impl Rules<'_> {
+    /// Reads a schedule as one of a prompt that a caller sent.
+    ///
+    /// # Errors
+    ///
+    /// Every fault at once, with fields relative to the schedule object.
+    pub fn schedule(&self, value: &Value) -> Result<Schedule, Vec<Fault>> {
+        parse::due(value, self)
+    }
+}
+
 impl PromptSpec {
     /// Reads a prompt that a caller sent.
     ///

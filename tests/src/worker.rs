@@ -135,6 +135,10 @@ pub async fn resume(
         NextStep::Leave => tx.commit().await?,
         NextStep::Defer => runs::defer(tx, &locked, DEFER_MS).await?,
         NextStep::SkipLimit => runs::skip_over_limit(tx, &locked).await?,
+        NextStep::Cancel(reason) => {
+            runs::cancel_queued(&tx, locked.prompt_id, reason).await?;
+            tx.commit().await?;
+        }
         NextStep::GiveUp => {
             tx.commit().await?;
             give_up(db, tenant, &locked).await?;

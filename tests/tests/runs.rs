@@ -777,6 +777,68 @@ async fn a_redelivery_turns_a_failure_into_a_success() {
 }
 
 #[tokio::test]
+async fn a_cancelled_runs_delivery_is_not_tried_again() {
+    let scene = Scene::new().await;
+    let prompt = scene.prompt(&json!({})).await;
+    let claim = scene.claimed(prompt, LONG_MS).await;
+    let sent = succeed(scene.db(), &claim, 2).await.unwrap();
+    assert_eq!(scene.cancel(claim.run_id).await, Changed::Done);
+    let statuses = [DeliveryStatus::Retrying, DeliveryStatus::Delivered];
+    for (delivery, status) in sent.iter().zip(statuses) {
+        settle(scene.db(), delivery, status).await.unwrap();
+    }
+    let sql = "SELECT status FROM deliveries WHERE run_id = $1 ORDER BY position";
+    assert_eq!(
+        scene.rows(sql, &[&claim.run_id.uuid()]).await,
+        json!([{"status": "exhausted"}, {"status": "delivered"}])
+    );
+    assert_eq!(scene.status_of(claim.run_id).await, "cancelled");
+
+    // Who asks for it by name gets all attempts again.
+    let delivery = sent[0].delivery_id;
+    assert_eq!(scene.redeliver(delivery).await, Redeliver::Queued);
+    let taken = take_delivery(scene.db(), scene.tenant.id, delivery, LONG_MS).await;
+    let (again, _) = taken.unwrap().unwrap();
+    let end = settle(scene.db(), &again, DeliveryStatus::Retrying)
+        .await
+        .unwrap();
+    assert_eq!((end.delivery, end.status), (DeliveryStatus::Retrying, None));
+    scene.facts_hold().await;
+}
+
+#[tokio::test]
+async fn no_model_is_called_for_a_prompt_that_was_deleted() {
+    let scene = Scene::new().await;
+    let prompt = scene.prompt(&json!({})).await;
+    let retrying = scene.claimed(prompt, LONG_MS).await;
+    let vanished = scene.claimed(prompt, NO_MS).await;
+    let failed = scene.claimed(prompt, LONG_MS).await;
+    scene.fails(&failed).await;
+    let tx = scene.stage.tx(scene.tenant.id).await.unwrap();
+    assert!(prompts::tombstone(&tx, prompt).await.unwrap());
+    tx.commit().await.unwrap();
+
+    let again = failure("busy", AfterFailure::RetryIn { delay_ms: 0 });
+    fail(scene.db(), &retrying, &again, "error").await.unwrap();
+    assert!(matches!(
+        scene.look(retrying.run_id, LONG_MS).await,
+        Looked::Other(NextStep::Cancel("prompt_deleted"))
+    ));
+    let row = scene.run_row(retrying.run_id).await;
+    assert_eq!(
+        (&row["status"], &row["reason"]),
+        (&json!("cancelled"), &json!("prompt_deleted"))
+    );
+    assert!(matches!(
+        scene.look(vanished.run_id, LONG_MS).await,
+        Looked::GaveUp
+    ));
+    assert_eq!(scene.retry(failed.run_id).await, Changed::PromptEnded);
+    assert_eq!(scene.status_of(failed.run_id).await, "failed");
+    scene.facts_hold().await;
+}
+
+#[tokio::test]
 async fn a_retry_takes_back_the_failure_that_it_repeats() {
     let scene = Scene::new().await;
     let prompt = scene.prompt(&json!({})).await;

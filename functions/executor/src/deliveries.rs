@@ -34,13 +34,15 @@ pub(crate) struct Prepared {
     gone: bool,
 }
 
-/// Renders a run's output for each of its destinations.
+/// Renders a run's output for each of its destinations. `stored_key` is where it lies already, if
+/// it is too long for its row.
 pub(crate) fn prepare(
     executor: &Executor,
     claim: &Claim,
     job: &Job,
     recorded: &Recorded,
     answer: &Answer<'_>,
+    stored_key: Option<&str>,
 ) -> Vec<Prepared> {
     let slot_local = job.slot_local();
     let facts = run_facts(claim, job, recorded, answer, slot_local.as_deref());
@@ -54,7 +56,7 @@ pub(crate) fn prepare(
                     render::email(&facts, id, email, subject.as_deref(), &executor.from)
                 }
                 Destination::Webhook(webhook) => render::webhook(&facts, webhook),
-                Destination::Storage => Ok(render::storage(&facts)),
+                Destination::Storage => Ok(render::storage(&facts).moved_to(stored_key)),
             };
             let destination_json = serde_json::to_value(destination).unwrap_or_default();
             let mut prepared = prepared(
@@ -110,28 +112,54 @@ pub(crate) fn notices(
     vec![prepared(id, purpose, 0, Kind::Email, destination, rendered)]
 }
 
-/// Stores an output that is too long for its row, and gives where it lies.
+/// Where an output lies that is too long for its row.
+pub(crate) struct StoredOutput {
+    pub(crate) key: String,
+    pub(crate) location: String,
+}
+
+/// Stores an output that is too long for its row.
+///
+/// A claimant that vanished between this and its record leaves an object behind. The next one's
+/// output differs from it, is as good, and was paid for: it goes under a key of its own.
 pub(crate) async fn store_output(
     executor: &Executor,
     claim: &Claim,
     job: &Job,
     output: &str,
-) -> Result<String, Failure> {
+) -> Result<StoredOutput, Failure> {
     let key = render::storage_key(claim.tenant_id, claim.prompt_id, job.slot(), claim.run_id);
+    let body = Bytes::copy_from_slice(output.as_bytes());
+    let stored = match store(executor, key.clone(), body.clone()).await {
+        Err(DeliveryError::ObjectDiffers) => {
+            let key = format!("{}-{}.md", key.trim_end_matches(".md"), claim.fence);
+            store(executor, key, body).await
+        }
+        stored => stored,
+    };
+    stored.map_err(|error| Failure {
+        code: "output_not_stored".to_owned(),
+        message: format!("the output is too long for its row, and storing it failed: {error}"),
+        then: shared::db::runs::AfterFailure::End(RunStatus::Failed),
+    })
+}
+
+async fn store(
+    executor: &Executor,
+    key: String,
+    body: Bytes,
+) -> Result<StoredOutput, DeliveryError> {
     let item = Outgoing {
         delivery_id: DeliveryId::new(),
         target: Target::Storage(&key),
-        body: Bytes::copy_from_slice(output.as_bytes()),
+        body,
         attempted_at: Utc::now(),
     };
-    match executor.sender.send(&item).await {
-        Ok(sent) => Ok(sent.location.unwrap_or(key)),
-        Err(error) => Err(Failure {
-            code: "output_not_stored".to_owned(),
-            message: format!("the output is too long for its row, and storing it failed: {error}"),
-            then: shared::db::runs::AfterFailure::End(RunStatus::Failed),
-        }),
-    }
+    let sent = executor.sender.send(&item).await?;
+    Ok(StoredOutput {
+        location: sent.location.unwrap_or_else(|| key.clone()),
+        key,
+    })
 }
 
 /// Sends deliveries that this process holds, side by side, and settles each as soon as it is
@@ -360,12 +388,12 @@ async fn settle(
     let lease_ms = executor.lease_ms();
     let kept = deliveries::finish(tx, claim, &settled, &end, &rows, lease_ms).await?;
     notices.retain(|one| kept.contains(&one.row.id));
-    log(claim, &settled, end.status);
+    log(claim, &settled, &end);
     // A notice's own end has no notice: this goes one level deep.
     Box::pin(send_notices(executor, claim, &end, notices)).await
 }
 
-fn log(claim: &DeliveryClaim, settled: &Settled, run_status: Option<RunStatus>) {
+fn log(claim: &DeliveryClaim, settled: &Settled, end: &deliveries::RunEnd) {
     if settled.status == DeliveryStatus::Delivered {
         info!(
             delivery.id = %claim.delivery_id, run.id = %claim.run_id, tenant.id = %claim.tenant_id,
@@ -374,11 +402,11 @@ fn log(claim: &DeliveryClaim, settled: &Settled, run_status: Option<RunStatus>) 
     } else {
         warn!(
             delivery.id = %claim.delivery_id, run.id = %claim.run_id, tenant.id = %claim.tenant_id,
-            delivery.status = %settled.status, delivery.attempt = claim.attempt,
+            delivery.status = %end.delivery, delivery.attempt = claim.attempt,
             error.code = settled.error_code, "delivery attempt failed"
         );
     }
-    if let Some(status) = run_status {
+    if let Some(status) = end.status {
         info!(run.id = %claim.run_id, tenant.id = %claim.tenant_id, run.status = %status, "run ended");
     }
 }

@@ -83,6 +83,10 @@ pub(crate) async fn resume(
         NextStep::Leave => tx.commit().await,
         NextStep::Defer => runs::defer(tx, &locked, DEFER_MS).await,
         NextStep::SkipLimit => runs::skip_over_limit(tx, &locked).await,
+        NextStep::Cancel(reason) => {
+            runs::cancel_queued(&tx, locked.prompt_id, reason).await?;
+            tx.commit().await
+        }
         NextStep::GiveUp => {
             tx.commit().await?;
             give_up(executor, tenant_id, &locked).await
@@ -214,7 +218,7 @@ async fn record_answer(
 ) -> Result<(), DbError> {
     let stored_at = if answer.output.len() > INLINE_BYTES_MAX {
         match deliveries::store_output(executor, claim, job, &answer.output).await {
-            Ok(uri) => Some(uri),
+            Ok(stored) => Some(stored),
             Err(failure) => {
                 return record_failure(executor, claim, Some(job), failure, "ok").await;
             }
@@ -227,7 +231,7 @@ async fn record_answer(
         truncated: answer.stop.is_truncated(),
         sha256: Sha256::digest(answer.output.as_bytes()).into(),
         model: &answer.model,
-        output_uri: stored_at.as_deref(),
+        output_uri: stored_at.as_ref().map(|stored| stored.location.as_str()),
         tokens: answer.usage.as_ref().map(|usage| Tokens {
             input: signed(usage.input_total()),
             output: signed(usage.output_tokens),
@@ -256,7 +260,8 @@ async fn record_answer(
         recorded => recorded?,
     };
     let mut prepared = if goes_out {
-        deliveries::prepare(executor, claim, job, &recorded, &record)
+        let key = stored_at.as_ref().map(|stored| stored.key.as_str());
+        deliveries::prepare(executor, claim, job, &recorded, &record, key)
     } else {
         Vec::new()
     };

@@ -4,6 +4,8 @@
 //! with an `Idempotency-Key`, the answer to give again commit together or not at all. Wake-ups are
 //! offered after the commit, because whoever they wake must see the rows.
 
+use std::time::Duration;
+
 use axum::{
     body::Bytes,
     extract::{FromRequest, Request},
@@ -25,6 +27,7 @@ use shared::{
     message::WakeUp,
     seal::Purpose,
 };
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
@@ -37,6 +40,8 @@ use crate::{
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// The column holds 255; the rest says whose key it is.
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 200;
+/// Well under the whole request's bound, which would put the blame on us.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// The body of a request that changes something, and how it wants to be repeated.
@@ -66,9 +71,7 @@ impl FromRequest<App> for Command {
             hasher.update(part.len().to_be_bytes());
             hasher.update(part);
         }
-        let body = Bytes::from_request(request, app)
-            .await
-            .map_err(|rejection| ApiError::of_status(rejection.status()))?;
+        let body = whole_body(request, app).await?;
         hasher.update(&body);
         Ok(Self {
             body,
@@ -428,6 +431,13 @@ impl Answer {
     }
 }
 
+async fn whole_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, ApiError> {
+    timeout(BODY_TIMEOUT, Bytes::from_request(request, state))
+        .await
+        .map_err(|_| ApiError::of_status(StatusCode::REQUEST_TIMEOUT))?
+        .map_err(|rejection| ApiError::of_status(rejection.status()))
+}
+
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let Some(value) = headers.get(IDEMPOTENCY_KEY) else {
         return Ok(None);
@@ -453,4 +463,19 @@ fn is_json(headers: &HeaderMap) -> bool {
         .and_then(|text| text.split(';').next())
         .map(|text| text.trim().to_ascii_lowercase());
     essence.is_some_and(|text| text == "application/json" || text.ends_with("+json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use futures_util::stream;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_end_is_the_callers_fault() {
+        let body = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+        let refused = whole_body(Request::new(body), &()).await.unwrap_err();
+        assert_eq!(refused.status(), StatusCode::REQUEST_TIMEOUT);
+    }
 }

@@ -183,6 +183,10 @@ impl ApiError {
                 "method_not_allowed",
                 "the route has no such method; the header Allow lists those it has",
             ),
+            StatusCode::REQUEST_TIMEOUT => (
+                "body_too_slow",
+                "the body did not come whole in time; send it again",
+            ),
             StatusCode::PAYLOAD_TOO_LARGE => (
                 "body_too_large",
                 "the body is larger than 256 kB; send a smaller one",

@@ -207,6 +207,8 @@ pub struct Settled {
 /// How a run stands after one of its deliveries settled.
 #[derive(Debug, Clone)]
 pub struct RunEnd {
+    /// How the delivery stands: one whose run was cancelled meanwhile has no other attempt.
+    pub delivery: DeliveryStatus,
     /// Its new final status; `None` while deliveries are open, or where it had ended before.
     pub status: Option<RunStatus>,
     /// What made it.
@@ -273,13 +275,15 @@ pub async fn settle(
             step(
                 "-- deliveries::settle
                  UPDATE deliveries
-                    SET status = $3, lease_expires_at = NULL,
+                    SET status = CASE WHEN $3 = 'retrying' AND attempt >= attempts_max THEN 'exhausted'
+                                      ELSE $3 END,
+                        lease_expires_at = NULL,
                         next_attempt_at = clock_timestamp() + $4::bigint * interval '1 millisecond',
                         response_status = $5, response_excerpt = $6,
                         location = coalesce($7, location), error_code = $8, error_message = $9,
                         delivered_at = CASE WHEN $3 = 'delivered' THEN clock_timestamp() ELSE delivered_at END
                   WHERE id = $1 AND fence = $2 AND status = 'sending'
-                 RETURNING purpose",
+                 RETURNING status",
                 &[
                     &id,
                     &claim.fence,
@@ -313,10 +317,11 @@ pub async fn settle(
     let [prompt, settled_rows, outcome] = results.as_slice() else {
         return Err(DbError::Aborted);
     };
-    let (Some(prompt), Some(_)) = (prompt.first(), settled_rows.first()) else {
+    let (Some(prompt), Some(settled_row)) = (prompt.first(), settled_rows.first()) else {
         return Err(DbError::StaleLease);
     };
     let mut end = RunEnd {
+        delivery: word(settled_row, "status")?,
         status: None,
         trigger: RunTrigger::Schedule,
         now: column(prompt, "now")?,
@@ -381,7 +386,7 @@ pub async fn finish(
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
     let rows = runs::DeliveryRows::new(notices);
-    let level = match settled.status {
+    let level = match end.delivery {
         DeliveryStatus::Delivered => "info",
         DeliveryStatus::Pending | DeliveryStatus::Sending | DeliveryStatus::Retrying => "warn",
         DeliveryStatus::Exhausted | DeliveryStatus::Held => "error",
@@ -391,7 +396,7 @@ pub async fn finish(
         "delivery attempt settled",
         json!({
             "delivery_id": claim.delivery_id,
-            "status": settled.status,
+            "status": end.delivery,
             "attempt": claim.attempt,
             "attempts_max": claim.attempts_max,
             "response_status": settled.response_status,

@@ -112,7 +112,8 @@ fn pool(url: &str, connections_max: usize) -> Result<Pool, DbError> {
         .connect_timeout(CONNECT_TIMEOUT);
     let manager_config = ManagerConfig {
         // A borrower may leave a transaction open or a setting behind; the next must see neither.
-        recycling_method: RecyclingMethod::Custom("ROLLBACK; RESET ALL".to_owned()),
+        // Without the BEGIN the server would log a warning each time that none is open.
+        recycling_method: RecyclingMethod::Custom("BEGIN; ROLLBACK; RESET ALL".to_owned()),
     };
     let manager = if uses_tls(&config) {
         Manager::from_config(

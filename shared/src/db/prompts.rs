@@ -622,7 +622,7 @@ pub struct DroppedSlots {
     pub last: DateTime<Utc>,
     /// How many.
     pub count: i32,
-    /// What the change was: `paused`, `cancelled`, `deleted` or `rescheduled`.
+    /// What the change was: `paused`, `prompt_cancelled`, `prompt_deleted` or `rescheduled`.
     pub reason: &'static str,
 }
 

@@ -332,6 +332,8 @@ pub enum NextStep {
     GiveUp,
     /// End it unrun: `max_runs` was reached by others.
     SkipLimit,
+    /// End it: its prompt was cancelled or deleted while an earlier try was under way.
+    Cancel(&'static str),
 }
 
 /// Locks a run and its prompt and decides what to do. One round trip.
@@ -351,6 +353,7 @@ pub async fn lock(tx: &TenantTx, run_id: RunId) -> Result<Option<LockedRun>, DbE
                     previous_output!("r.prompt_id"),
                     ",
                         r.attempt, r.attempts_max, v.spec,
+                        p.deleted_at IS NOT NULL AS prompt_deleted, p.status = 'cancelled' AS prompt_cancelled,
                         r.available_at <= clock_timestamp() AS available,
                         r.lease_expires_at <= clock_timestamp() AS lease_over,
                         r.attempt = 0 AND r.trigger <> 'test' AND p.run_count >= p.max_runs AS over_limit,
@@ -397,23 +400,39 @@ fn next_step(run: &Row, capacity: &Row) -> Result<NextStep, DbError> {
     let has_capacity = has_capacity(capacity)?;
     let spent = column::<i32>(run, "attempt")? >= column::<i32>(run, "attempts_max")?;
     let lease_over = column::<Option<bool>>(run, "lease_over")?.unwrap_or(true);
-    Ok(match word(run, "status")? {
-        RunStatus::Queued if !column::<bool>(run, "available")? => NextStep::Leave,
-        RunStatus::Queued if column::<Option<bool>>(run, "over_limit")?.unwrap_or(false) => {
+    let prompt_over = if column(run, "prompt_deleted")? {
+        Some("prompt_deleted")
+    } else if column(run, "prompt_cancelled")? {
+        Some("prompt_cancelled")
+    } else {
+        None
+    };
+    Ok(match (word(run, "status")?, prompt_over) {
+        (RunStatus::Queued, Some(reason)) => NextStep::Cancel(reason),
+        (RunStatus::Running, Some(_)) if lease_over => NextStep::GiveUp,
+        (RunStatus::Queued, None) if !column::<bool>(run, "available")? => NextStep::Leave,
+        (RunStatus::Queued, None)
+            if column::<Option<bool>>(run, "over_limit")?.unwrap_or(false) =>
+        {
             NextStep::SkipLimit
         }
-        RunStatus::Queued if column::<bool>(run, "overlapped")? || !has_capacity => NextStep::Defer,
-        RunStatus::Queued => NextStep::Claim,
-        RunStatus::Running if !lease_over => NextStep::Leave,
-        RunStatus::Running if spent => NextStep::GiveUp,
-        RunStatus::Running => NextStep::Claim,
-        RunStatus::Generated
-        | RunStatus::Succeeded
-        | RunStatus::Failed
-        | RunStatus::TimedOut
-        | RunStatus::Cancelled
-        | RunStatus::Skipped
-        | RunStatus::Missed => NextStep::Leave,
+        (RunStatus::Queued, None) if column::<bool>(run, "overlapped")? || !has_capacity => {
+            NextStep::Defer
+        }
+        (RunStatus::Queued, None) => NextStep::Claim,
+        (RunStatus::Running, _) if !lease_over => NextStep::Leave,
+        (RunStatus::Running, _) if spent => NextStep::GiveUp,
+        (RunStatus::Running, _) => NextStep::Claim,
+        (
+            RunStatus::Generated
+            | RunStatus::Succeeded
+            | RunStatus::Failed
+            | RunStatus::TimedOut
+            | RunStatus::Cancelled
+            | RunStatus::Skipped
+            | RunStatus::Missed,
+            _,
+        ) => NextStep::Leave,
     })
 }
 
@@ -1107,17 +1126,18 @@ pub enum Changed {
     NoSuchRun,
     /// Its status does not allow it.
     Not(RunStatus),
+    /// Its prompt was cancelled or deleted: the model is not called for it any more.
+    PromptEnded,
 }
 
 /// Stops a run that is not over. A claimant finds its fence gone, and may yet say what its call
-/// cost; deliveries that have not begun will not.
+/// cost; deliveries that have not begun will not, and one that is being sent is not tried again.
 ///
 /// # Errors
 /// When the database does not answer.
 pub async fn cancel(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
-    let (status, _) = match lock_status(tx, run_id).await? {
-        Some(found) => found,
-        None => return Ok(Changed::NoSuchRun),
+    let Some(Standing { status, .. }) = lock_status(tx, run_id).await? else {
+        return Ok(Changed::NoSuchRun);
     };
     if !status.may_become(RunStatus::Cancelled) {
         return Ok(Changed::Not(status));
@@ -1137,6 +1157,12 @@ pub async fn cancel(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
              UPDATE deliveries SET status = 'exhausted', error_code = 'cancelled',
                     error_message = 'the run was cancelled'
               WHERE run_id = $1 AND status IN ('pending', 'retrying') AND purpose = 'output'",
+            &[&run_id.uuid()],
+        ),
+        step(
+            "-- runs::last_attempts
+             UPDATE deliveries SET attempts_max = attempt
+              WHERE run_id = $1 AND status = 'sending' AND purpose = 'output'",
             &[&run_id.uuid()],
         ),
     ])
@@ -1169,12 +1195,11 @@ pub async fn cancel_queued(
 /// # Errors
 /// When the database does not answer.
 pub async fn retry(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
-    let (status, has_output) = match lock_status(tx, run_id).await? {
-        Some(found) => found,
-        None => return Ok(Changed::NoSuchRun),
+    let Some(standing) = lock_status(tx, run_id).await? else {
+        return Ok(Changed::NoSuchRun);
     };
     let run = run_id.uuid();
-    match (status, has_output) {
+    match (standing.status, standing.has_output) {
         (RunStatus::Failed, true) => {
             tx.pipeline(&[
                 step(UNCOUNT_FAILURE, &[&run]),
@@ -1204,6 +1229,9 @@ pub async fn retry(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
             .await?;
             Ok(Changed::Done)
         }
+        (RunStatus::Failed | RunStatus::TimedOut, _) if standing.prompt_over => {
+            Ok(Changed::PromptEnded)
+        }
         (RunStatus::Failed | RunStatus::TimedOut, _) => {
             tx.pipeline(&[
                 step(UNCOUNT_FAILURE, &[&run]),
@@ -1230,19 +1258,30 @@ pub async fn retry(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
             | RunStatus::Skipped
             | RunStatus::Missed,
             _,
-        ) => Ok(Changed::Not(status)),
+        ) => Ok(Changed::Not(standing.status)),
     }
 }
 
-async fn lock_status(tx: &TenantTx, run_id: RunId) -> Result<Option<(RunStatus, bool)>, DbError> {
+/// How a run stands, locked.
+struct Standing {
+    status: RunStatus,
+    has_output: bool,
+    /// Its prompt was cancelled or deleted.
+    prompt_over: bool,
+}
+
+async fn lock_status(tx: &TenantTx, run_id: RunId) -> Result<Option<Standing>, DbError> {
     let id = run_id.uuid();
     let mut results = tx
         .pipeline(&[
             step(LOCK_PROMPT_OF_RUN, &[&id]),
             step(
                 "-- runs::lock_status
-                 SELECT status, output_sha256 IS NOT NULL AS has_output
-                   FROM scheduled_prompt_runs WHERE id = $1 FOR NO KEY UPDATE",
+                 SELECT r.status, r.output_sha256 IS NOT NULL AS has_output,
+                        p.deleted_at IS NOT NULL OR p.status = 'cancelled' AS prompt_over
+                   FROM scheduled_prompt_runs r
+                   JOIN scheduled_prompts p ON p.tenant_id = r.tenant_id AND p.id = r.prompt_id
+                  WHERE r.id = $1 FOR NO KEY UPDATE OF r",
                 &[&id],
             ),
         ])
@@ -1251,7 +1290,13 @@ async fn lock_status(tx: &TenantTx, run_id: RunId) -> Result<Option<(RunStatus, 
         .pop()
         .unwrap_or_default()
         .first()
-        .map(|row| Ok((word(row, "status")?, column(row, "has_output")?)))
+        .map(|row| {
+            Ok(Standing {
+                status: word(row, "status")?,
+                has_output: column(row, "has_output")?,
+                prompt_over: column(row, "prompt_over")?,
+            })
+        })
         .transpose()
 }
 

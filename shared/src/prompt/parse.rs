@@ -111,23 +111,26 @@ fn schedule(
         .parse(|value| match (kept, rules) {
             (Some(kept), _) => Ok(kept.clone()),
             (None, None) => Schedule::from_stored(value),
-            (None, Some(rules)) => {
-                let zoned = schedule::with_timezone(value, rules.default_timezone);
-                let schedule = Schedule::parse(&zoned, rules.now)?;
-                match schedule.shortest_gap_minutes() {
-                    Some(gap) if gap < rules.interval_minutes_min => Err(vec![Fault::new(
-                        "",
-                        "below_minimum_interval",
-                        format!("two slots lie {gap} min apart"),
-                        format!(
-                            "leave at least {} min between slots",
-                            rules.interval_minutes_min
-                        ),
-                    )]),
-                    Some(_) | None => Ok(schedule),
-                }
-            }
+            (None, Some(rules)) => due(value, rules),
         })
+}
+
+/// When a prompt of this tenant may be due.
+pub(super) fn due(value: &Value, rules: &Rules<'_>) -> Result<Schedule, Vec<Fault>> {
+    let zoned = schedule::with_timezone(value, rules.default_timezone);
+    let schedule = Schedule::parse(&zoned, rules.now)?;
+    match schedule.shortest_gap_minutes() {
+        Some(gap) if gap < rules.interval_minutes_min => Err(vec![Fault::new(
+            "",
+            "below_minimum_interval",
+            format!("two slots lie {gap} min apart"),
+            format!(
+                "leave at least {} min between slots",
+                rules.interval_minutes_min
+            ),
+        )]),
+        Some(_) | None => Ok(schedule),
+    }
 }
 
 fn model(fields: &mut Fields<'_>, rules: Option<&Rules<'_>>) -> Option<ModelName> {

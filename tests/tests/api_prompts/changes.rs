@@ -110,6 +110,16 @@ async fn a_preview_is_the_body_of_the_schedule_and_writes_nothing() {
         .map(|(field, _)| field)
         .collect();
     assert_eq!(fields, ["schedule.expression", "count", "x"]);
+
+    world
+        .sql("UPDATE tenants SET interval_minutes_min = 60", &[])
+        .await;
+    let body = json!({ "schedule": { "type": "interval", "every_minutes": 59 } });
+    let refused = world.post(&viewer, "/v1/prompts/preview", body).await;
+    assert_eq!(
+        refused.faults(),
+        [("schedule".to_owned(), "below_minimum_interval".to_owned())]
+    );
 }
 
 #[tokio::test]

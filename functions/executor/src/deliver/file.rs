@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,6 +14,9 @@ use uuid::Uuid;
 use super::DeliveryError;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Other users of the machine read neither outputs nor addresses.
+const OWNER_ALONE: u32 = 0o600;
 
 /// Runs file work beside the runtime, with a deadline. Work that outlives the deadline goes on; it
 /// may, because repeating it changes nothing.
@@ -34,7 +38,11 @@ impl Draft {
     pub(super) fn write(folder: &Path, bytes: &[u8]) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let draft = Self(folder.join(format!(".{}.draft", Uuid::now_v7())));
-        let mut file = File::create_new(&draft.0)?;
+        let mut file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(OWNER_ALONE)
+            .open(&draft.0)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         Ok(draft)

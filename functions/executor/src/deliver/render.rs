@@ -222,6 +222,20 @@ pub fn storage(facts: &RunFacts<'_>) -> Rendered {
     }
 }
 
+impl Rendered {
+    /// The same for another key, if there is one.
+    #[must_use]
+    pub fn moved_to(self, key: Option<&str>) -> Self {
+        match key {
+            Some(key) => Self {
+                target: key.to_owned(),
+                ..self
+            },
+            None => self,
+        }
+    }
+}
+
 /// `tenants/{tenant}/prompts/{prompt}/{slot}/{run}.md`, where the slot is `20260102T090000Z`, or
 /// `unscheduled` for a run that somebody asked for.
 #[must_use]

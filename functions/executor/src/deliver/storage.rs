@@ -101,6 +101,8 @@ fn is_key(key: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
     use super::*;
 
     const KEY: &str = "tenants/t/prompts/p/20260102T090000Z/r.md";
@@ -126,6 +128,8 @@ mod tests {
         let sent = put(&storage, KEY, b"# Hello\r\n\0").unwrap();
         let path = root.path().join("new").join(KEY);
         assert_eq!(sent.location, Some(path.display().to_string()));
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
         assert_eq!(fs::read(path).unwrap(), b"# Hello\r\n\0");
         assert_eq!(files(&root.path().join("new/.incoming")), 0);
     }

@@ -113,7 +113,7 @@ async fn cancel_run(
                     format!("the run is {status}; only a run that is not over can be cancelled"),
                 ));
             }
-            Changed::NoSuchRun => return Err(ApiError::not_found()),
+            Changed::NoSuchRun | Changed::PromptEnded => return Err(ApiError::not_found()),
         };
         let answer = Answer::json(StatusCode::OK, &stored(tx, id).await?)?.about(id.uuid());
         Ok(if changed { answer } else { answer.unchanged() })
@@ -130,7 +130,7 @@ async fn cancel_run(
     params(("id" = Uuid, Path, description = "The run")),
     responses(
         (status = 202, description = "The run is under way again", body = RunSummary),
-        (status = 409, description = "`run_not_failed`: the run has not failed", body = crate::error::Problem,
+        (status = 409, description = "`run_not_failed`: the run has not failed; `prompt_ended`: its prompt was cancelled or deleted, and it has no output", body = crate::error::Problem,
          content_type = "application/problem+json"),
     ),
 )]
@@ -151,6 +151,12 @@ async fn retry_run(
                     format!(
                         "the run is {status}; only one that failed or timed out can be retried"
                     ),
+                ));
+            }
+            Changed::PromptEnded => {
+                return Err(ApiError::conflict(
+                    "prompt_ended",
+                    "the run's prompt was cancelled or deleted; the model is not called for it any more",
                 ));
             }
             Changed::NoSuchRun => return Err(ApiError::not_found()),

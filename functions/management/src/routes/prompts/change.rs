@@ -276,7 +276,7 @@ fn refuse_spent(spec: &PromptSpec, prompt: &Prompt) -> Result<(), ApiError> {
 }
 
 /// What a request is judged by.
-fn rules<'a>(app: &'a App, limits: &'a Limits) -> Result<Rules<'a>, ApiError> {
+pub(super) fn rules<'a>(app: &'a App, limits: &'a Limits) -> Result<Rules<'a>, ApiError> {
     Ok(Rules {
         now: limits.now,
         outbound: &app.outbound,

@@ -2,14 +2,14 @@
 
 use axum::{Json, extract::State};
 use chrono::{DateTime, Utc};
-use serde_json::Value;
 use shared::{
     db::prompts,
     fields::Fields,
-    schedule::{Form, Preview, Schedule},
+    schedule::{Form, Preview},
 };
 use utoipa::ToSchema;
 
+use super::change::rules;
 use crate::{app::App, auth::Caller, command::Command, error::ApiError, query::Query};
 
 const COUNT: u8 = 5;
@@ -37,9 +37,10 @@ pub(super) async fn preview_schedule(
     let tx = app.db.tenant(caller.tenant_id()).await?;
     let limits = prompts::limits(tx).await?;
     let mut fields = Fields::new(&body);
-    let schedule = fields.required("schedule").parse(|value| {
-        Schedule::parse(&with_timezone(value, &limits.default_timezone), limits.now)
-    });
+    let rules = rules(&app, &limits)?;
+    let schedule = fields
+        .required("schedule")
+        .parse(|value| rules.schedule(value));
     let after = fields.optional("after").instant().unwrap_or(limits.now);
     let count = fields
         .optional("count")
@@ -61,16 +62,4 @@ pub(super) struct PreviewBody {
     /// How many slots.
     #[schema(minimum = 1, maximum = 100, default = 5, nullable)]
     count: Option<u8>,
-}
-
-/// As a prompt of the tenant would have it.
-fn with_timezone(schedule: &Value, timezone: &str) -> Value {
-    let mut schedule = schedule.clone();
-    if let Value::Object(fields) = &mut schedule {
-        let given = fields.entry("timezone").or_insert(Value::Null);
-        if given.is_null() {
-            *given = Value::from(timezone);
-        }
-    }
-    schedule
 }
