@@ -1,5 +1,7 @@
 //! Deliveries of a run: rendered when its result is recorded, sent at once, and again when due.
 
+use std::pin::pin;
+
 use bytes::Bytes;
 use chrono::Utc;
 use futures_util::future::join_all;
@@ -265,7 +267,7 @@ struct Held {
 
 async fn send_one(executor: &Executor, held: Held, secrets: &SealedSecrets) -> Result<(), DbError> {
     let claim = held.claim;
-    let sending = Box::pin(attempt(executor, held, secrets));
+    let sending = pin!(attempt(executor, held, secrets));
     let renew = || renew(executor, &claim);
     let Some(attempted) = lease::hold(executor, claim.run_id, sending, renew).await else {
         info!(delivery.id = %claim.delivery_id, "delivery was taken over while it was sent");

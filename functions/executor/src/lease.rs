@@ -1,6 +1,6 @@
 //! Holds a lease while something slow is done under it.
 
-use std::future::Future;
+use std::{future::Future, pin::Pin};
 
 use shared::{db::DbError, ids::RunId};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -13,19 +13,18 @@ use crate::Executor;
 pub(crate) async fn hold<T, R>(
     executor: &Executor,
     run_id: RunId,
-    work: impl Future<Output = T>,
+    mut work: Pin<&mut impl Future<Output = T>>,
     renew: impl Fn() -> R,
 ) -> Option<T>
 where
     R: Future<Output = Result<(), DbError>>,
 {
-    tokio::pin!(work);
     let period = executor.lease / 3;
     let mut beat = interval_at(Instant::now() + period, period);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            done = &mut work => return Some(done),
+            done = work.as_mut() => return Some(done),
             _ = beat.tick() => match renew().await {
                 Ok(()) => {}
                 Err(DbError::StaleLease) => return None,

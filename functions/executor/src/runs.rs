@@ -1,6 +1,9 @@
 //! One run, from its claim to its record.
 
-use std::time::{Duration, Instant};
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
@@ -200,7 +203,7 @@ async fn call_model(
         settings: job.spec.model_settings(),
     };
     let timeout = Duration::from_millis(job.spec.timeout_ms().into());
-    let call = executor.models.call(&request, timeout);
+    let call = pin!(executor.models.call(&request, timeout));
     lease::hold(executor, claim.run_id, call, || renew(executor, claim)).await
 }
 

@@ -28,11 +28,12 @@ pub(crate) const PLATFORM_KEY: &str = "pk-e2e-of-the-platform-0123456789abcdef";
 const PROVIDER_KEY: &str = "sk-e2e-of-the-provider-0123456789";
 
 /// What no process may write: the keys, the addresses, and words of every prompt and answer.
-const UNSPEAKABLE: [&str; 8] = [
+const UNSPEAKABLE: [&str; 9] = [
     PLATFORM_KEY,
     PROVIDER_KEY,
     "whsec_",
     "@reader.example",
+    "/hooks/",
     "[fixture:",
     "prompt-text-",
     "Harbour report",

@@ -125,6 +125,25 @@ async fn a_refusal_or_a_redirect_is_final() {
 }
 
 #[tokio::test]
+async fn an_endpoint_that_cannot_be_reached_is_tried_later() {
+    let carillon = shared().await;
+    let tenant = tenant(&carillon, "unreached").await;
+    // Nobody listens there.
+    let nowhere = json!({ "kind": "webhook", "url": "http://127.0.0.1:1/hooks/nowhere" });
+    let run = tenant
+        .start(&tenant.prompt(json!({ "destinations": [nowhere] })).await)
+        .await;
+    let delivery = eventually("the first attempt", async || {
+        let mut deliveries = tenant.deliveries(&run).await;
+        deliveries.pop().filter(|one| one["status"] == "retrying")
+    })
+    .await;
+    assert_eq!(delivery["error_code"], "endpoint_unreachable", "{delivery}");
+    assert_eq!(delivery["response_status"], Value::Null);
+    assert_eq!(tenant.read_run(&run).await["status"], "generated");
+}
+
+#[tokio::test]
 async fn what_was_delivered_can_be_sent_again() {
     let carillon = shared().await;
     let tenant = tenant(&carillon, "again").await;
