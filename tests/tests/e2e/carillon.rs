@@ -266,7 +266,11 @@ pub(crate) fn signal(child: &Child, signal: Signal) {
 
 /// Waits for a child's end.
 pub(crate) async fn ended(child: &mut Child) -> ExitStatus {
-    let deadline = Instant::now() + PATIENCE;
+    ended_within(child, PATIENCE).await
+}
+
+pub(crate) async fn ended_within(child: &mut Child, limit: Duration) -> ExitStatus {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(status) = child.wait(Duration::ZERO) {
             return status;
