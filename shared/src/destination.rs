@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::HashSet, fmt, str::FromStr};
 
 use email_address::{EmailAddress as Parsed, Options};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use url::Url;
 use utoipa::{
     PartialSchema, ToSchema,
@@ -16,7 +16,7 @@ use utoipa::{
         Discriminator, OneOfBuilder, Ref, RefOr,
         schema::{
             AdditionalProperties, ArrayBuilder, KnownFormat, Object, ObjectBuilder, Schema,
-            SchemaFormat, Type,
+            SchemaFormat, SchemaType, Type,
         },
     },
 };
@@ -405,17 +405,18 @@ fn member(kind: Kind) -> Object {
             .required("to")
             .property(
                 "subject",
-                text()
+                text_or_null()
                     .min_length(Some(1))
                     .max_length(Some(SUBJECT_CHARS_MAX))
+                    .pattern(Some(r"^[^\u0000-\u001f\u007f-\u009f]*$"))
                     .description(Some(
                         "A template. The default is the prompt's name and the slot's local time.",
                     )),
             )
             .property(
                 "on_unknown",
-                text()
-                    .enum_values(Some(["resend", "hold"]))
+                text_or_null()
+                    .enum_values(Some([json!("resend"), json!("hold"), Value::Null]))
                     .default(Some(Value::from("resend")))
                     .description(Some(
                         "What to do when nobody can tell whether the email went out.",
@@ -436,14 +437,17 @@ fn member(kind: Kind) -> Object {
     object.build()
 }
 
+/// In a request, null is the same as nothing.
+fn text_or_null() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Null]))
+}
+
 fn text() -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::String)
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn parse(list: &Value) -> Result<Vec<Destination>, Vec<Fault>> {

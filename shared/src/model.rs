@@ -164,10 +164,14 @@ impl From<ModelName> for String {
 
 impl PartialSchema for ModelName {
     fn schema() -> RefOr<Schema> {
+        let providers = Provider::ALL.map(Provider::as_str).join("|");
         ObjectBuilder::new()
             .schema_type(Type::String)
             .description(Some("A model, as `provider/name`"))
             .max_length(Some(MODEL_NAME_BYTES_MAX))
+            .pattern(Some(format!(
+                "^({providers})/[A-Za-z0-9][A-Za-z0-9._:/@+-]*$"
+            )))
             .examples(["openai/gpt-5-mini", "anthropic/claude-sonnet-5"])
             .into()
     }
@@ -184,9 +188,15 @@ const STOP_SEQUENCES_MAX: usize = 4;
 /// The longest stop sequence, in bytes.
 const STOP_SEQUENCE_BYTES_MAX: usize = 64;
 
+/// A text at which the model stops, at most 64 bytes.
+#[derive(ToSchema)]
+#[schema(min_length = 1, max_length = 64, pattern = "^[^\\u0000]*$")]
+#[expect(dead_code, reason = "describes an item of `stop_sequences`")]
+struct StopSequence(String);
+
 /// How a model is to answer; what is unset is left to the provider.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(try_from = "Value")]
+#[serde(try_from = "Value", deny_unknown_fields)]
 pub struct ModelSettings {
     /// How freely the model chooses its words, 0 to 2; Anthropic and Bedrock allow 0 to 1, and
     /// some models allow no choice.
@@ -203,7 +213,7 @@ pub struct ModelSettings {
     max_output_tokens: Option<u32>,
     /// Texts at which the model stops; they are not part of the output.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schema(max_items = 4, nullable)]
+    #[schema(value_type = Option<Vec<StopSequence>>, max_items = 4)]
     stop_sequences: Vec<String>,
 }
 

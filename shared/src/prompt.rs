@@ -114,23 +114,29 @@ pub struct Rules<'a> {
 #[derive(Clone, PartialEq, Serialize, ToSchema)]
 pub struct PromptSpec {
     /// The name that people see.
-    #[schema(min_length = 1, max_length = 200, example = "Morning brief")]
+    #[schema(
+        min_length = 1,
+        max_length = 200,
+        pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$",
+        example = "Morning brief"
+    )]
     prompt_name: String,
     /// What it is for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(max_length = 2_000)]
+    #[schema(max_length = 2_000, pattern = "^[^\\u0000]*$")]
     description: Option<String>,
     /// The template of the prompt, at most 100,000 bytes. It may name `slot.date`, `slot.time`,
     /// `slot.weekday`, `slot.timezone`, `context.*`, `previous.output` and `run.id`.
     #[schema(
         min_length = 1,
         max_length = 100_000,
+        pattern = "^[^\\u0000]*$",
         example = "Write a brief for {{ slot.weekday }}, {{ slot.date }}."
     )]
     prompt_text: String,
     /// The template of the instructions that stand before it, at most 100,000 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1, max_length = 100_000)]
+    #[schema(min_length = 1, max_length = 100_000, pattern = "^[^\\u0000]*$")]
     system_text: Option<String>,
     /// The model that answers.
     model: ModelName,
@@ -177,7 +183,11 @@ pub struct PromptSpec {
     notification_email: Option<EmailAddress>,
     /// The caller's own id.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1, max_length = 200)]
+    #[schema(
+        min_length = 1,
+        max_length = 200,
+        pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"
+    )]
     external_id: Option<String>,
     /// Words to find it by, each at most 50 characters on one line, each once.
     #[schema(max_items = 20, example = json!(["daily", "energy"]))]

@@ -175,7 +175,7 @@ impl Carillon {
         vec![
             (
                 "FUZZ_EDITED_PROMPT",
-                self.prompt("echo/echo-1", &email).await,
+                self.prompt("openai/gpt-5-mini", &email).await,
             ),
             (
                 "FUZZ_CANCELLED_PROMPT",

@@ -22,6 +22,9 @@ use super::{PromptSpec, TAG_CHARS_MAX};
 /// What a body must hold; for all else there is a default.
 const REQUIRED: [&str; 4] = ["prompt_name", "prompt_text", "model", "schedule"];
 
+/// Text without line breaks and other control characters.
+const ONE_LINE: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
+
 /// The body that creates a prompt or takes the place of another: read with [`PromptSpec::parse`].
 #[derive(Debug)]
 pub struct PromptBody;
@@ -114,6 +117,7 @@ fn fields() -> Object {
         .schema_type(Type::String)
         .min_length(Some(1))
         .max_length(Some(TAG_CHARS_MAX))
+        .pattern(Some(ONE_LINE))
         .build();
     // What the derive cannot say.
     for (name, schema) in &mut object.properties {

@@ -136,7 +136,7 @@ macro_rules! form {
             pub(super) tag: $tag,
             $($(#[$field_doc])* pub(super) $field: $type,)*
             /// The IANA zone whose clock the schedule follows.
-            #[schema(value_type = String, required = false, default = "UTC", max_length = 50, example = "Europe/London")]
+            #[schema(value_type = String, required = false, nullable, default = "UTC", max_length = 50, example = "Europe/London")]
             pub(super) timezone: Tz,
             /// No slot before this instant; a slot at it counts. Whole minutes.
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -206,7 +206,7 @@ form!(
     /// On days of the month at one time. A month that lacks a day skips it.
     MonthlySchedule, MonthlyTag::Monthly {
         /// The days, 1 to 31.
-        #[schema(min_items = 1, max_items = 31, example = json!([1, 15]))]
+        #[schema(value_type = Vec<DayOfMonth>, min_items = 1, max_items = 31, example = json!([1, 15]))]
         days: Vec<u32>,
         /// The local time, `HH:MM`, 00:00 to 23:59.
         #[schema(value_type = String, pattern = "^([01][0-9]|2[0-3]):[0-5][0-9]$", example = "09:00")]
@@ -219,7 +219,10 @@ form!(
     OnceSchedule, OnceTag::Once {
         /// An instant with `Z` or an offset, or a local time of the zone without one; whole minutes.
         /// Returned with the zone's offset.
-        #[schema(example = "2026-07-01T13:00:00")]
+        #[schema(
+            example = "2026-07-01T13:00:00",
+            pattern = r"^(19[7-9]|2[0-9]{2})[0-9]-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])(T([01][0-9]|2[0-3]):[0-5][0-9](:00(\.0+)?)?|[Tt ]([01][0-9]|2[0-3]):[0-5][0-9]:00(\.0+)?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9]))$"
+        )]
         at: String,
     }
 );
@@ -228,6 +231,12 @@ form!(
     /// Never by itself: only when somebody asks for a run.
     ManualSchedule, ManualTag::Manual {}
 );
+
+/// A day of the month.
+#[derive(ToSchema)]
+#[schema(minimum = 1, maximum = 31)]
+#[expect(dead_code, reason = "describes an item of `days`")]
+struct DayOfMonth(u32);
 
 /// A local time of day, to the minute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

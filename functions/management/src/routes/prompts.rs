@@ -447,7 +447,7 @@ async fn list_prompt_runs(
 #[serde(deny_unknown_fields)]
 struct NoteBody {
     /// Kept as `status_note`.
-    #[schema(max_length = 500, nullable)]
+    #[schema(max_length = 500, nullable, pattern = "^[^\\u0000]*$")]
     note: Option<String>,
 }
 
