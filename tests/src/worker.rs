@@ -165,6 +165,7 @@ pub fn failure(code: &str, then: AfterFailure) -> Failure {
         code: code.to_owned(),
         message: "it failed".to_owned(),
         then,
+        spent: None,
     }
 }
 
@@ -331,7 +332,9 @@ pub async fn enqueue(
     let tx: TenantTx = db.tenant(tenant).await?;
     let queued = match runs::enqueue(&tx, prompt, trigger).await? {
         runs::Enqueue::Queued(run) => Some(run),
-        runs::Enqueue::NoSuchPrompt | runs::Enqueue::PromptEnded => None,
+        runs::Enqueue::NoSuchPrompt | runs::Enqueue::PromptEnded | runs::Enqueue::TooManyQueued => {
+            None
+        }
     };
     tx.commit().await?;
     Ok(queued)

@@ -356,6 +356,53 @@ async fn late_answer_is_kept_once(scene: &Scene, claim: &Claim) {
 }
 
 #[tokio::test]
+async fn a_refusal_that_was_paid_is_counted() {
+    let scene = Scene::new().await;
+    let prompt = scene.prompt(&json!({})).await;
+    let claim = scene.claimed(prompt, LONG_MS).await;
+    let paid = answer("I would rather not");
+    let mut refusal = failure("model_refused", FAILED);
+    refusal.spent = Some(runs::Spent {
+        tokens: paid.tokens,
+        cost_usd: paid.cost_usd,
+    });
+    fail(scene.db(), &claim, &refusal, "error").await.unwrap();
+    let attempt = scene.attempts(claim.run_id).await[0].clone();
+    assert_eq!(
+        (&attempt["status"], &attempt["cost_usd"]),
+        (&json!("error"), &json!(0.01))
+    );
+    let usage = scene.usage().await[0].clone();
+    assert_eq!(
+        (&usage["runs"], &usage["output_tokens"]),
+        (&json!(1), &json!(3))
+    );
+
+    let unpaid = scene.claimed(prompt, LONG_MS).await;
+    scene.fails(&unpaid).await;
+    assert_eq!(scene.usage().await[0]["runs"], json!(1));
+}
+
+#[tokio::test]
+async fn a_prompts_queue_has_an_end() {
+    let scene = Scene::new().await;
+    let prompt = scene.prompt(&json!({})).await;
+    for _ in 0..runs::QUEUED_MAX {
+        scene.run_of(prompt, RunTrigger::Manual).await;
+    }
+    let tx = scene.stage.tx(scene.tenant.id).await.unwrap();
+    let one_more = runs::enqueue(&tx, prompt, RunTrigger::Manual)
+        .await
+        .unwrap();
+    assert_eq!(one_more, Enqueue::TooManyQueued);
+    tx.commit().await.unwrap();
+    let runs = scene
+        .rows("SELECT id FROM scheduled_prompt_runs", &[])
+        .await;
+    assert_eq!(runs.as_array().unwrap().len(), 100);
+}
+
+#[tokio::test]
 async fn a_cancelled_run_is_lost_to_its_claimant() {
     let scene = Scene::new().await;
     let prompt = scene.prompt(&json!({})).await;

@@ -9,7 +9,9 @@ use shared::{
     db::{
         DbError,
         deliveries::{self, DeliveryClaim, LockedDelivery, Settled},
-        runs::{Answer, Claim, Failure, NewDelivery, Notice, Recorded, SealedSecrets},
+        runs::{
+            AfterFailure, Answer, Claim, Failure, NewDelivery, Notice, Recorded, SealedSecrets,
+        },
     },
     destination::{Destination, EmailAddress, Kind, OnUnknown},
     ids::{DeliveryId, TenantId},
@@ -142,7 +144,8 @@ pub(crate) async fn store_output(
     stored.map_err(|error| Failure {
         code: "output_not_stored".to_owned(),
         message: format!("the output is too long for its row, and storing it failed: {error}"),
-        then: shared::db::runs::AfterFailure::End(RunStatus::Failed),
+        then: AfterFailure::End(RunStatus::Failed),
+        spent: None,
     })
 }
 
@@ -429,7 +432,8 @@ fn notices_of_end(
         code: "delivery_failed".to_owned(),
         message: "the model answered and the output is kept, but not every destination has it"
             .to_owned(),
-        then: shared::db::runs::AfterFailure::End(RunStatus::Failed),
+        then: AfterFailure::End(RunStatus::Failed),
+        spent: None,
     };
     notices(
         executor,

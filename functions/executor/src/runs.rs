@@ -11,7 +11,10 @@ use shared::{
     backoff,
     db::{
         DbError,
-        runs::{self, AfterFailure, Answer, Claim, Failure, Intent, LockedRun, NextStep, Tokens},
+        runs::{
+            self, AfterFailure, Answer, Claim, Failure, Intent, LockedRun, NextStep, SealedSecrets,
+            Spent, Tokens,
+        },
     },
     ids::{PromptId, RunId, TenantId},
     prompt::{Overlap, PromptSpec},
@@ -21,7 +24,8 @@ use shared::{
 use tracing::{info, warn};
 
 use crate::{
-    Executor, deliveries,
+    Executor,
+    deliveries::{self, Prepared},
     job::{Job, Texts, stored_spec},
     lease,
     model::{Disposition, ModelAnswer, ModelError, ModelRequest},
@@ -32,6 +36,9 @@ const DEFER_MS: i64 = 5_000;
 
 /// Longest wait between two tries of a run.
 const RETRY_CAP: Duration = Duration::from_secs(3_600);
+
+/// How often an answer is tried to be recorded before its run is left to its lease's end.
+const RECORD_TRIES: u32 = 3;
 
 /// Outputs up to this many bytes are kept in the row; longer ones are stored as an object.
 const INLINE_BYTES_MAX: usize = 256 * 1024;
@@ -172,10 +179,11 @@ async fn attempt(executor: &Executor, claim: &Claim, job: &Job) -> Tried {
     };
     match result {
         Ok(answer) => match answer.stop.failure() {
-            Some((code, message)) => Tried::Failed(
-                final_failure(code, message.to_owned(), RunStatus::Failed),
-                "error",
-            ),
+            Some((code, message)) => {
+                let mut failure = final_failure(code, message.to_owned(), RunStatus::Failed);
+                failure.spent = Some(spent(executor, job, &answer));
+                Tried::Failed(failure, "error")
+            }
             None => Tried::Answered(answer, begun.elapsed()),
         },
         Err(error) => {
@@ -219,10 +227,12 @@ async fn record_answer(
     answer: ModelAnswer,
     latency: Duration,
 ) -> Result<(), DbError> {
+    let spent = spent(executor, job, &answer);
     let stored_at = if answer.output.len() > INLINE_BYTES_MAX {
         match deliveries::store_output(executor, claim, job, &answer.output).await {
             Ok(stored) => Some(stored),
-            Err(failure) => {
+            Err(mut failure) => {
+                failure.spent = Some(spent);
                 return record_failure(executor, claim, Some(job), failure, "ok").await;
             }
         }
@@ -235,15 +245,8 @@ async fn record_answer(
         sha256: Sha256::digest(answer.output.as_bytes()).into(),
         model: &answer.model,
         output_uri: stored_at.as_ref().map(|stored| stored.location.as_str()),
-        tokens: answer.usage.as_ref().map(|usage| Tokens {
-            input: signed(usage.input_total()),
-            output: signed(usage.output_tokens),
-            cached: signed(usage.cached_input_tokens),
-        }),
-        cost_usd: answer
-            .usage
-            .as_ref()
-            .and_then(|usage| executor.catalog.cost_usd(job.spec.model(), usage)),
+        tokens: spent.tokens,
+        cost_usd: spent.cost_usd,
         price_version: executor.catalog.version(),
         latency_ms: i64::try_from(latency.as_millis()).unwrap_or(i64::MAX),
     };
@@ -253,31 +256,62 @@ async fn record_answer(
     } else {
         RunStatus::Succeeded
     };
-    let tx = executor.db.tenant(claim.tenant_id).await?;
-    let recorded = match runs::record_output(&tx, claim, &record, status).await {
-        Err(DbError::StaleLease) => {
-            drop(tx);
-            let tx = executor.db.tenant(claim.tenant_id).await?;
-            return runs::settle_late(tx, claim, Some(&record)).await;
+    let key = stored_at.as_ref().map(|stored| stored.key.as_str());
+    let mut tries = 1;
+    let written = loop {
+        match write_answer(executor, claim, job, &record, status, key).await {
+            // The call is paid: a busy database must not throw its answer away.
+            Err(error) if error.is_transient() && tries < RECORD_TRIES => tries += 1,
+            written => break written?,
         }
-        recorded => recorded?,
     };
-    let mut prepared = if goes_out {
-        let key = stored_at.as_ref().map(|stored| stored.key.as_str());
-        deliveries::prepare(executor, claim, job, &recorded, &record, key)
-    } else {
-        Vec::new()
+    let Some((secrets, prepared)) = written else {
+        return Ok(());
     };
-    let rows = prepared.iter().map(|one| &one.row).collect::<Vec<_>>();
-    let lease_ms = executor.lease_ms();
-    let kept = runs::finish_output(tx, claim, &recorded, &record, status, &rows, lease_ms).await?;
-    prepared.retain(|one| kept.contains(&one.row.id));
     info!(
         run.id = %claim.run_id, prompt.id = %claim.prompt_id, tenant.id = %claim.tenant_id,
         run.status = %status, run.attempt = claim.attempt, run.latency_ms = record.latency_ms,
         "model answered"
     );
-    deliveries::send_all(executor, claim, &recorded.secrets, prepared, answer.output).await
+    deliveries::send_all(executor, claim, &secrets, prepared, answer.output).await
+}
+
+/// Writes the answer and its deliveries, which this process then holds; `None` when somebody else
+/// holds the run, and only the cost was kept.
+async fn write_answer(
+    executor: &Executor,
+    claim: &Claim,
+    job: &Job,
+    record: &Answer<'_>,
+    status: RunStatus,
+    key: Option<&str>,
+) -> Result<Option<(SealedSecrets, Vec<Prepared>)>, DbError> {
+    let tx = executor.db.tenant(claim.tenant_id).await?;
+    let recorded = match runs::record_output(&tx, claim, record, status).await {
+        Err(DbError::StaleLease) => {
+            drop(tx);
+            let tx = executor.db.tenant(claim.tenant_id).await?;
+            runs::settle_late(tx, claim, Some(record)).await?;
+            return Ok(None);
+        }
+        recorded => recorded?,
+    };
+    let mut prepared = match status {
+        RunStatus::Generated => deliveries::prepare(executor, claim, job, &recorded, record, key),
+        RunStatus::Queued
+        | RunStatus::Running
+        | RunStatus::Succeeded
+        | RunStatus::Failed
+        | RunStatus::TimedOut
+        | RunStatus::Cancelled
+        | RunStatus::Skipped
+        | RunStatus::Missed => Vec::new(),
+    };
+    let rows = prepared.iter().map(|one| &one.row).collect::<Vec<_>>();
+    let lease_ms = executor.lease_ms();
+    let kept = runs::finish_output(tx, claim, &recorded, record, status, &rows, lease_ms).await?;
+    prepared.retain(|one| kept.contains(&one.row.id));
+    Ok(Some((recorded.secrets, prepared)))
 }
 
 pub(crate) async fn record_failure(
@@ -345,6 +379,18 @@ async fn give_up(
     record_failure(executor, &claim, Some(&job), failure, "unknown").await
 }
 
+fn spent(executor: &Executor, job: &Job, answer: &ModelAnswer) -> Spent {
+    let usage = answer.usage.as_ref();
+    Spent {
+        tokens: usage.map(|usage| Tokens {
+            input: signed(usage.input_total()),
+            output: signed(usage.output_tokens),
+            cached: signed(usage.cached_input_tokens),
+        }),
+        cost_usd: usage.and_then(|usage| executor.catalog.cost_usd(job.spec.model(), usage)),
+    }
+}
+
 fn after_error(error: &ModelError, claim: &Claim, job: &Job) -> Failure {
     let then = match error.disposition() {
         Disposition::Retry { after } if claim.attempt < claim.attempts_max => {
@@ -367,6 +413,7 @@ fn after_error(error: &ModelError, claim: &Claim, job: &Job) -> Failure {
         code: error.code().to_owned(),
         message: error.to_string(),
         then,
+        spent: None,
     }
 }
 
@@ -375,6 +422,7 @@ fn final_failure(code: &str, message: String, status: RunStatus) -> Failure {
         code: code.to_owned(),
         message,
         then: AfterFailure::End(status),
+        spent: None,
     }
 }
 

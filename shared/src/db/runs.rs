@@ -768,6 +768,17 @@ pub struct Failure {
     pub message: String,
     /// What becomes of the run.
     pub then: AfterFailure,
+    /// What the call used, where the model answered and the run failed all the same.
+    pub spent: Option<Spent>,
+}
+
+/// What an answered call used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spent {
+    /// `None` when the provider did not say.
+    pub tokens: Option<Tokens>,
+    /// US dollars; `None` when the price is not known.
+    pub cost_usd: Option<Decimal>,
 }
 
 /// What becomes of a run whose try failed.
@@ -915,48 +926,48 @@ pub async fn finish_output(
         }),
     );
     let counted = Counted::of(status, recorded.trigger);
-    let results = tx.commit_with(&[
-        step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
-        step(
-            "-- runs::settle_ok
+    let results = tx
+        .commit_with(&[
+            step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
+            step(
+                "-- runs::settle_ok
              UPDATE run_attempts
                 SET status = 'ok', input_tokens = $3, output_tokens = $4, cached_tokens = $5,
                     cost_usd = $6, ended_at = clock_timestamp()
               WHERE run_id = $1 AND fence = $2",
-            &[
-                &run,
-                &claim.fence,
-                &input,
-                &output,
-                &cached,
-                &answer.cost_usd,
-            ],
-        ),
-        step(
-            COUNT_END,
-            &[
-                &claim.prompt_id.uuid(),
-                &counted.successes,
-                &counted.failures,
-                &status.as_str(),
-                &counted.ends,
-                &false,
-            ],
-        ),
-        step(
-            "-- runs::use_tokens
-             INSERT INTO tenant_usage (tenant_id, period, runs, input_tokens, output_tokens, cost_settled_usd)
-             VALUES ($1, date_trunc('month', now() AT TIME ZONE 'UTC')::date, 1, $2, $3, $4)
-             ON CONFLICT (tenant_id, period) DO UPDATE
-                SET runs = tenant_usage.runs + 1,
-                    input_tokens = tenant_usage.input_tokens + excluded.input_tokens,
-                    output_tokens = tenant_usage.output_tokens + excluded.output_tokens,
-                    cost_settled_usd = tenant_usage.cost_settled_usd + excluded.cost_settled_usd",
-            &[&tenant, &input.unwrap_or(0), &output.unwrap_or(0), &cost],
-        ),
-        step(INSERT_LOG, &log.params(&tenant, &run)),
-    ])
-    .await?;
+                &[
+                    &run,
+                    &claim.fence,
+                    &input,
+                    &output,
+                    &cached,
+                    &answer.cost_usd,
+                ],
+            ),
+            step(
+                COUNT_END,
+                &[
+                    &claim.prompt_id.uuid(),
+                    &counted.successes,
+                    &counted.failures,
+                    &status.as_str(),
+                    &counted.ends,
+                    &false,
+                ],
+            ),
+            step(
+                USE_TOKENS,
+                &[
+                    &tenant,
+                    &input.unwrap_or(0),
+                    &output.unwrap_or(0),
+                    &cost,
+                    &true,
+                ],
+            ),
+            step(INSERT_LOG, &log.params(&tenant, &run)),
+        ])
+        .await?;
     kept(results.first())
 }
 
@@ -976,6 +987,8 @@ pub async fn finish_failure(
 ) -> Result<Vec<DeliveryId>, DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
+    let [input, output, cached] = columns_of(failure.spent.and_then(|spent| spent.tokens));
+    let cost = failure.spent.and_then(|spent| spent.cost_usd);
     let rows = DeliveryRows::new(notices);
     let (status, level, words) = match failure.then {
         AfterFailure::RetryIn { .. } => {
@@ -1000,9 +1013,29 @@ pub async fn finish_failure(
             step(
                 "-- runs::settle_error
              UPDATE run_attempts
-                SET status = $3, error_code = $4, ended_at = clock_timestamp()
+                SET status = $3, error_code = $4, input_tokens = $5, output_tokens = $6,
+                    cached_tokens = $7, cost_usd = $8, ended_at = clock_timestamp()
               WHERE run_id = $1 AND fence = $2",
-                &[&run, &claim.fence, &attempt_status, &failure.code],
+                &[
+                    &run,
+                    &claim.fence,
+                    &attempt_status,
+                    &failure.code,
+                    &input,
+                    &output,
+                    &cached,
+                    &cost,
+                ],
+            ),
+            step(
+                USE_TOKENS,
+                &[
+                    &tenant,
+                    &input.unwrap_or(0),
+                    &output.unwrap_or(0),
+                    &cost.unwrap_or_default(),
+                    &failure.spent.is_some(),
+                ],
             ),
             step(
                 DROP_PAUSED_SLOT,
@@ -1079,7 +1112,12 @@ pub enum Enqueue {
     NoSuchPrompt,
     /// The prompt has ended.
     PromptEnded,
+    /// As many of its runs wait as may.
+    TooManyQueued,
 }
+
+/// Runs of a prompt that may wait at once before a caller's next one is refused.
+pub const QUEUED_MAX: i64 = 100;
 
 /// Makes a run outside the schedule. A paused prompt may be run by hand. Two round trips with
 /// the commit, which is the caller's.
@@ -1098,23 +1136,34 @@ pub async fn enqueue(
              WITH prompt AS (
                  SELECT tenant_id, id, spec_version, max_retries, status
                    FROM scheduled_prompts WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE
+             ), waiting AS (
+                 SELECT count(*) AS runs FROM scheduled_prompt_runs
+                  WHERE prompt_id = $1 AND status = 'queued'
              ), made AS (
                  INSERT INTO scheduled_prompt_runs
                         (tenant_id, id, prompt_id, scheduled_for, trigger, status, attempts_max, prompt_version)
                  SELECT tenant_id, $2, id, clock_timestamp(), $3, 'queued', max_retries + 1, spec_version
-                   FROM prompt WHERE status IN ('active', 'paused')
+                   FROM prompt, waiting
+                  WHERE status IN ('active', 'paused') AND waiting.runs < $4
              )
-             SELECT status IN ('active', 'paused') AS made FROM prompt",
-            &[&prompt_id.uuid(), &run_id.uuid(), &trigger.as_str()],
+             SELECT status IN ('active', 'paused') AS open, waiting.runs < $4 AS room FROM prompt, waiting",
+            &[
+                &prompt_id.uuid(),
+                &run_id.uuid(),
+                &trigger.as_str(),
+                &QUEUED_MAX,
+            ],
         )
         .await?;
-    Ok(
-        match row.map(|row| column::<bool>(&row, "made")).transpose()? {
-            None => Enqueue::NoSuchPrompt,
-            Some(false) => Enqueue::PromptEnded,
-            Some(true) => Enqueue::Queued(run_id),
-        },
-    )
+    let Some(row) = row else {
+        return Ok(Enqueue::NoSuchPrompt);
+    };
+    let (open, room): (bool, bool) = (column(&row, "open")?, column(&row, "room")?);
+    Ok(match (open, room) {
+        (false, _) => Enqueue::PromptEnded,
+        (true, false) => Enqueue::TooManyQueued,
+        (true, true) => Enqueue::Queued(run_id),
+    })
 }
 
 /// What became of a request to change a run.
@@ -1339,6 +1388,18 @@ pub(super) fn kept(rows: Option<&Vec<Row>>) -> Result<Vec<DeliveryId>, DbError> 
     rows.map(|row| Ok(DeliveryId::from(column::<Uuid>(row, "id")?)))
         .collect()
 }
+
+/// An answered call, where $5 says that there was one.
+const USE_TOKENS: &str = "-- runs::use_tokens
+    INSERT INTO tenant_usage (tenant_id, period, runs, input_tokens, output_tokens, cost_settled_usd)
+    SELECT $1::uuid, date_trunc('month', now() AT TIME ZONE 'UTC')::date, 1, $2::bigint, $3::bigint,
+           $4::numeric
+     WHERE $5::boolean
+    ON CONFLICT (tenant_id, period) DO UPDATE
+       SET runs = tenant_usage.runs + 1,
+           input_tokens = tenant_usage.input_tokens + excluded.input_tokens,
+           output_tokens = tenant_usage.output_tokens + excluded.output_tokens,
+           cost_settled_usd = tenant_usage.cost_settled_usd + excluded.cost_settled_usd";
 
 pub(super) const INSERT_LOG: &str = "-- runs::log
     INSERT INTO run_logs (tenant_id, run_id, id, level, message, context)

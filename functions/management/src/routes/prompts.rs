@@ -24,7 +24,7 @@ use shared::{
         audit::Action,
         history::{self, RunSummary},
         prompts::{self, Filter, Order, Prompt, PromptStatus, Sort},
-        runs::{self, Enqueue},
+        runs::{self, Enqueue, QUEUED_MAX},
     },
     fields::Fields,
     ids::{PromptId, UserId},
@@ -389,6 +389,14 @@ async fn run_prompt(
                 return Err(ApiError::conflict(
                     "prompt_ended",
                     "the prompt has ended; create a new one",
+                ));
+            }
+            Enqueue::TooManyQueued => {
+                return Err(ApiError::conflict(
+                    "too_many_queued_runs",
+                    format!(
+                        "{QUEUED_MAX} runs of this prompt wait already; let some end, or cancel them"
+                    ),
                 ));
             }
         };
