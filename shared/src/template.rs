@@ -151,7 +151,8 @@ impl Template {
             template.render_captured_to(root, &mut output).map(drop)
         });
         match rendered {
-            Ok(()) => Ok(output.text),
+            // A literal may spell a NUL, which Postgres cannot store.
+            Ok(()) => Ok(output.text.replace('\0', "\u{fffd}")),
             Err(_) if output.overflowed => Err(TemplateError::TooLong),
             Err(_) if Instant::now() > deadline => Err(TemplateError::TooMuchWork),
             Err(error) => Err(explain(&error)),

@@ -106,9 +106,8 @@ fn assert_foreign_to(ids: &[String], told: &str, asked: &str) {
     }
 }
 
-/// What the process wrote is looked through at its end, for all the tests that share it.
 #[tokio::test]
-async fn a_suspended_tenant_and_a_revoked_key_are_shut_out() {
+async fn a_revoked_key_is_shut_out() {
     let carillon = shared().await;
     let tenant = Tenant::new(&carillon, "shut").await;
     let made = json!({ "name": "for a while", "role": "owner" });
