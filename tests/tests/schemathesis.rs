@@ -37,7 +37,6 @@ const STOP_STEPS: &[StopStep] = &[
 ];
 
 #[tokio::test]
-#[ignore = "the document and the answers still differ in places; run with --ignored to see where"]
 async fn whatever_a_tenant_sends_is_answered_as_documented() {
     let carillon = Carillon::start().await;
     let objects = carillon.seed().await;
@@ -47,7 +46,6 @@ async fn whatever_a_tenant_sends_is_answered_as_documented() {
 }
 
 #[tokio::test]
-#[ignore = "the document and the answers still differ in places; run with --ignored to see where"]
 async fn whatever_the_operator_sends_is_answered_as_documented() {
     let carillon = Carillon::start().await;
     // Suspended and resumed over and over: no other test may work in it.
