@@ -672,7 +672,8 @@ fn the_openapi_schema_is_a_union_told_apart_by_type() {
         );
         assert_eq!(schema["additionalProperties"], false, "{schema}");
         assert_eq!(
-            schema["properties"]["timezone"]["type"], "string",
+            schema["properties"]["timezone"]["type"],
+            json!(["string", "null"]),
             "{schema}"
         );
         let required = schema["required"].as_array().unwrap();
