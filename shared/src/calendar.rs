@@ -9,7 +9,7 @@ mod yearly;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Datelike, NaiveDate, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
@@ -33,7 +33,7 @@ const FAULTS_TOLD_MAX: usize = 20;
 pub struct Days(BTreeMap<NaiveDate, Option<String>>);
 
 /// A holiday.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = CalendarDay)]
 pub struct Day {
     /// The date, in the zone of whichever prompt looks at it.
@@ -131,9 +131,12 @@ impl Days {
     ///
     /// # Errors
     ///
-    /// Every fault at once; what fails here was not written by `to_json`.
-    pub fn from_stored(value: &Value) -> Result<Self, Vec<Fault>> {
-        listed(value)
+    /// Why it was not written by `to_json`.
+    pub fn from_stored(value: Value) -> Result<Self, serde_json::Error> {
+        let days: Vec<Day> = serde_json::from_value(value)?;
+        Ok(Self(
+            days.into_iter().map(|day| (day.date, day.name)).collect(),
+        ))
     }
 
     /// The days as stored.
@@ -141,6 +144,12 @@ impl Days {
     pub fn to_json(&self) -> Value {
         serde_json::to_value(self.iter().collect::<Vec<_>>())
             .expect("dates and names are text, which serde_json always takes")
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.len()
     }
 
     /// The days, earliest first.
@@ -232,7 +241,7 @@ mod tests {
             json!([{ "date": "2026-01-01", "name": null },
                    { "date": "2026-12-25", "name": "Christmas Day" }])
         );
-        assert_eq!(Days::from_stored(&stored).unwrap(), days);
+        assert_eq!(Days::from_stored(stored).unwrap(), days);
         assert_eq!(parse(&json!({ "days": [] })).unwrap(), Days::default());
     }
 

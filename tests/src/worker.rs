@@ -133,7 +133,7 @@ pub async fn resume(
             return Ok(Looked::Claimed(claim));
         }
         NextStep::Leave => tx.commit().await?,
-        NextStep::Defer => runs::defer(tx, &locked, DEFER_MS).await?,
+        NextStep::Defer | NextStep::WaitTurn => runs::defer(tx, &locked, DEFER_MS).await?,
         NextStep::SkipLimit => runs::skip_over_limit(tx, &locked).await?,
         NextStep::Cancel(reason) => {
             runs::cancel_queued(&tx, locked.prompt_id, reason).await?;

@@ -16,7 +16,6 @@ use shared::{
             Spent, Tokens,
         },
     },
-    exclusion::NO_HOLIDAYS,
     ids::{PromptId, RunId, TenantId},
     prompt::{Overlap, PromptSpec},
     run::{RunStatus, RunTrigger},
@@ -34,6 +33,9 @@ use crate::{
 
 /// How long a run waits that the overlap policy or the tenant's limit keeps back.
 const DEFER_MS: i64 = 5_000;
+
+/// How long a run of a backfill waits for the ones before it, unless one of them calls it.
+const WAIT_TURN_MS: i64 = 600_000;
 
 /// Longest wait between two tries of a run.
 const RETRY_CAP: Duration = Duration::from_secs(3_600);
@@ -62,7 +64,7 @@ pub(crate) async fn fire(
         runs_left: due.runs_left,
     };
     let plan = slots::plan(due.next_run_at, due.now, policy, &due.open, |after| {
-        spec.next_slot(after, &NO_HOLIDAYS)
+        spec.next_slot(after, &due.holidays)
     });
     let attempts_max = attempts_max(&spec);
     let Some(slot) = claimable(&plan, &due, policy.overlap) else {
@@ -93,6 +95,7 @@ pub(crate) async fn resume(
     match locked.next {
         NextStep::Leave => tx.commit().await,
         NextStep::Defer => runs::defer(tx, &locked, DEFER_MS).await,
+        NextStep::WaitTurn => runs::defer(tx, &locked, WAIT_TURN_MS).await,
         NextStep::SkipLimit => runs::skip_over_limit(tx, &locked).await,
         NextStep::Cancel(reason) => {
             runs::cancel_queued(&tx, locked.prompt_id, reason).await?;

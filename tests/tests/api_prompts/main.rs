@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod backfills;
+mod calendars;
 mod changes;
 mod isolation;
 mod lists;
@@ -9,4 +11,5 @@ mod plans;
 mod refusals;
 mod round_trips;
 mod runs;
+mod versions;
 mod world;

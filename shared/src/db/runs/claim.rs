@@ -84,6 +84,8 @@ pub enum NextStep {
     Leave,
     /// Look again later: the prompt's overlap policy or the tenant's limit is in the way.
     Defer,
+    /// Look again much later: an earlier slot of its backfill comes first, and calls it when it begins.
+    WaitTurn,
     /// End it: every try was begun, and the last one's claimant vanished.
     GiveUp,
     /// End it unrun: `max_runs` was reached by others.
@@ -116,7 +118,17 @@ pub async fn lock(tx: &TenantTx, run_id: RunId) -> Result<Option<LockedRun>, DbE
                         r.trigger IN ('schedule', 'backfill') AND p.overlap <> 'allow_all'
                             AND EXISTS (SELECT FROM scheduled_prompt_runs o
                                          WHERE o.prompt_id = r.prompt_id AND o.status = 'running'
-                                           AND o.trigger <> 'test' AND o.id <> r.id) AS overlapped
+                                           AND o.trigger <> 'test' AND o.id <> r.id)
+                        OR r.trigger = 'backfill' AND p.overlap <> 'allow_all'
+                            AND EXISTS (SELECT FROM scheduled_prompt_runs o
+                                         WHERE o.prompt_id = r.prompt_id AND o.status = 'queued'
+                                           AND o.trigger = 'schedule'
+                                           AND o.available_at <= clock_timestamp()) AS overlapped,
+                        r.trigger = 'backfill' AND r.attempt = 0
+                            AND EXISTS (SELECT FROM scheduled_prompt_runs o
+                                         WHERE o.backfill_id = r.backfill_id AND o.status = 'queued'
+                                           AND o.attempt = 0
+                                           AND o.scheduled_for < r.scheduled_for) AS waits_turn
                    FROM scheduled_prompt_runs r
                    JOIN scheduled_prompts p ON p.tenant_id = r.tenant_id AND p.id = r.prompt_id
                    JOIN prompt_versions v ON v.tenant_id = r.tenant_id AND v.prompt_id = r.prompt_id
@@ -172,6 +184,7 @@ fn next_step(run: &Row, capacity: &Row) -> Result<NextStep, DbError> {
         {
             NextStep::SkipLimit
         }
+        (RunStatus::Queued, None) if column::<bool>(run, "waits_turn")? => NextStep::WaitTurn,
         (RunStatus::Queued, None) if column::<bool>(run, "overlapped")? || !has_capacity => {
             NextStep::Defer
         }
@@ -203,6 +216,7 @@ pub async fn claim(tx: TenantTx, run: &LockedRun, intent: &Intent) -> Result<Cla
     let (id, fence, attempt) = (run.run_id.uuid(), run.fence + 1, run.attempt + 1);
     let (prompt, attempt_id) = (run.prompt_id.uuid(), AttemptId::new().uuid());
     let counts = run.attempt == 0 && run.trigger != RunTrigger::Test;
+    let begins_backfill = run.attempt == 0 && run.trigger == RunTrigger::Backfill;
     let results = tx.commit_with(&[
         step(
             "-- runs::claim
@@ -249,8 +263,7 @@ pub async fn claim(tx: TenantTx, run: &LockedRun, intent: &Intent) -> Result<Cla
                FROM scheduled_prompts p
               WHERE p.id = $1 AND $3::boolean AND p.status = 'active'
                 AND p.run_count + 1 >= p.max_runs AND p.next_run_at <= clock_timestamp()
-             ON CONFLICT (tenant_id, prompt_id, scheduled_for)
-                WHERE trigger IN ('schedule', 'backfill') DO NOTHING",
+             ON CONFLICT DO NOTHING",
             &[&prompt, &RunId::new().uuid(), &counts],
         ),
         step(
@@ -268,6 +281,19 @@ pub async fn claim(tx: TenantTx, run: &LockedRun, intent: &Intent) -> Result<Cla
                                   THEN 'completed' ELSE p.status END
               WHERE p.id = $1 AND $2::boolean",
             &[&prompt, &counts],
+        ),
+        step(
+            "-- runs::call_next_of_backfill
+             UPDATE scheduled_prompt_runs n
+                SET available_at = clock_timestamp() + b.pace_s * interval '1 second'
+               FROM scheduled_prompt_runs r
+               JOIN backfills b ON b.tenant_id = r.tenant_id AND b.id = r.backfill_id
+              WHERE r.id = $1 AND $2::boolean
+                AND n.id = (SELECT q.id FROM scheduled_prompt_runs q
+                             WHERE q.backfill_id = r.backfill_id AND q.status = 'queued'
+                               AND q.attempt = 0
+                             ORDER BY q.scheduled_for LIMIT 1)",
+            &[&id, &begins_backfill],
         ),
     ])
     .await?;

@@ -6,10 +6,16 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
-    super::{DbError, TenantTx, column, tenant_tx::step},
+    super::{
+        DbError, TenantTx,
+        calendars::{holidays_of, named_holidays},
+        column,
+        tenant_tx::step,
+    },
     CAPACITY, Claim, Intent, LOCK_CLAIMS, has_capacity, in_order, previous_output,
 };
 use crate::{
+    exclusion::Holidays,
     ids::{AttemptId, PromptId, RunId},
     run::RunStatus,
     slots::{Fate, OpenRun, Plan},
@@ -28,6 +34,8 @@ pub struct DuePrompt {
     pub spec_version: i64,
     /// That version, as stored.
     pub spec: Value,
+    /// What the calendars hold that it names.
+    pub holidays: Holidays,
     /// The output of the last success, where that version may name it.
     pub previous_output: Option<String>,
     /// Runs that `max_runs` still allows, queued ones taken off.
@@ -59,6 +67,8 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
                 concat!(
                     "-- runs::due
                      SELECT p.next_run_at, p.spec_version, p.run_count, p.max_runs, v.spec, ",
+                    named_holidays!("p.id"),
+                    ", ",
                     previous_output!("p.id"),
                     "  FROM scheduled_prompts p
                        JOIN prompt_versions v ON v.tenant_id = p.tenant_id AND v.prompt_id = p.id
@@ -73,6 +83,7 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
                 "-- runs::open_of_prompt
                  SELECT id, status, attempt FROM scheduled_prompt_runs
                   WHERE prompt_id = $1 AND status IN ('queued', 'running') AND trigger <> 'test'
+                    AND (trigger <> 'backfill' OR status = 'running')
                   ORDER BY created_at, id LIMIT 200",
                 &[&id],
             ),
@@ -97,6 +108,7 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
         next_run_at: column(prompt, "next_run_at")?,
         spec_version: column(prompt, "spec_version")?,
         spec: column(prompt, "spec")?,
+        holidays: holidays_of(column(prompt, "holidays")?)?,
         previous_output: column(prompt, "previous_output")?,
         runs_left: runs_left(
             column(prompt, "max_runs")?,
@@ -151,8 +163,7 @@ pub async fn write_plan(
                    FROM unnest($5::uuid[], $6::timestamptz[], $7::text[], $8::text[], $9::text[],
                                $10::int[], $11::timestamptz[])
                      AS t (id, scheduled_for, status, reason, message, slots_count, scheduled_until)
-                 ON CONFLICT (tenant_id, prompt_id, scheduled_for)
-                    WHERE trigger IN ('schedule', 'backfill') DO NOTHING",
+                 ON CONFLICT DO NOTHING",
                 &[
                     &tenant,
                     &prompt,

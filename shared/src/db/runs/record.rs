@@ -605,8 +605,7 @@ pub(in crate::db) const DROP_PAUSED_SLOT: &str = "-- runs::drop_paused_slot
            p.max_retries + 1, p.spec_version, clock_timestamp()
       FROM scheduled_prompts p
      WHERE p.id = $1 AND $3::boolean AND p.next_run_at <= clock_timestamp()
-    ON CONFLICT (tenant_id, prompt_id, scheduled_for)
-       WHERE trigger IN ('schedule', 'backfill') DO NOTHING";
+    ON CONFLICT DO NOTHING";
 
 /// What a run's new status adds to its prompt's counters.
 #[derive(Debug, Clone, Copy)]

@@ -37,7 +37,7 @@ pub(super) async fn preview_schedule(
     query.finish()?;
     let body = command.json()?;
     let tx = app.db.tenant(caller.tenant_id()).await?;
-    let limits = prompts::limits(tx).await?;
+    let limits = prompts::limits(tx, &[]).await?;
     let mut fields = Fields::new(&body);
     let rules = rules(&app, &limits)?;
     let schedule = fields
