@@ -153,7 +153,7 @@ macro_rules! form {
             pub(super) tag: $tag,
             $($(#[$field_doc])* pub(super) $field: $type,)*
             /// The IANA zone whose clock the schedule follows.
-            #[schema(value_type = String, required = false, nullable, default = "UTC", max_length = 50, example = "Europe/London")]
+            #[schema(value_type = String, required = false, nullable, default = "UTC", max_length = 50, pattern = "^[A-Za-z0-9_+/-]*$", example = "Europe/London")]
             pub(super) timezone: Tz,
             /// No slot before this instant; a slot at it counts. Whole minutes.
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -169,7 +169,7 @@ form!(
     /// Unix cron: five fields, strict, or one of `@hourly @daily @weekly @monthly @yearly`.
     CronSchedule, CronTag::Cron, on the wall clock {
         /// Minute, hour, day of month, month, day of week (0 and 7 are Sunday).
-        #[schema(min_length = 1, max_length = 256, example = "0 9 * * 1-5")]
+        #[schema(min_length = 1, max_length = 256, pattern = "^[^\\u0000]*$", example = "0 9 * * 1-5")]
         expression: String,
     }
 );
