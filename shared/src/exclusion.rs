@@ -4,22 +4,31 @@
 //! zone; an excluded slot is no slot, so nothing is recorded of it.
 
 use std::{
-    borrow::Borrow,
+    borrow::{Borrow, Cow},
     collections::{BTreeMap, HashSet},
     fmt,
     hash::Hash,
 };
 
-use chrono::{DateTime, Datelike, Days, Duration, NaiveDate, Utc};
+use chrono::{DateTime, Datelike, Duration, NaiveDate, Utc};
 use chrono_tz::Tz;
 use serde::Serialize;
-use serde_json::Value;
-use utoipa::ToSchema;
+use serde_json::{Value, json};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        RefOr, Schema,
+        schema::{
+            AdditionalProperties, Array, ArrayBuilder, KnownFormat, Object, ObjectBuilder,
+            SchemaFormat, SchemaType, Type,
+        },
+    },
+};
 
 use crate::{
     fault::Fault,
     fields::{Field, Fields, nearest},
-    schedule::{Day, day_start},
+    schedule::{Day, day_start, joined, weekday_names},
 };
 
 /// The most single dates.
@@ -33,40 +42,39 @@ pub const CALENDARS_MAX: usize = 5;
 /// The longest name of a calendar.
 pub const CALENDAR_NAME_BYTES_MAX: usize = 64;
 
-/// The days on which a prompt is not due.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+/// So many excluded days are looked at for one slot, a range counting as one. A tenth would do for
+/// any schedule that people make; the bound keeps the search under a millisecond.
+const DAYS_LOOKED_AT_MAX: u32 = 1_000;
+
+/// Up to so many dates, or ranges, are named one by one in words.
+const LISTED_MAX: usize = 3;
+
+/// The days on which a prompt is not due. The lists are in order.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Exclusions {
-    /// Single dates.
-    #[schema(max_items = 366)]
     dates: Vec<NaiveDate>,
-    /// Ranges of dates.
-    #[schema(max_items = 50)]
     ranges: Vec<DateRange>,
-    /// Days of the week.
-    #[schema(max_items = 7)]
     weekdays: Vec<Day>,
-    /// Calendars of the tenant, by name: the prompt is not due on their holidays.
-    #[schema(max_items = 5)]
     calendars: Vec<CalendarName>,
 }
 
 /// The dates from one to another, both included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = ExcludedRange)]
-pub struct DateRange {
-    /// The first date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+struct DateRange {
     from: NaiveDate,
-    /// The last date, at most 366 days in all.
     to: NaiveDate,
 }
 
-/// The name of a tenant's calendar: lower-case letters, digits and hyphens, for example
-/// `uk-bank-holidays`.
+/// The name of a tenant's calendar: lower-case letters, digits and single hyphens.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 #[serde(transparent)]
-#[schema(value_type = String, max_length = 64, pattern = "^[a-z0-9]+(-[a-z0-9]+)*$", example = "uk-bank-holidays")]
+#[schema(
+    value_type = String,
+    min_length = 1,
+    max_length = 64,
+    pattern = "^[a-z0-9]+(-[a-z0-9]+)*$",
+    example = "uk-bank-holidays"
+)]
 pub struct CalendarName(String);
 
 /// What calendars hold: per calendar, each holiday's name by its date.
@@ -94,6 +102,19 @@ pub enum Excluded {
     },
 }
 
+impl Excluded {
+    /// The list of the exclusions that takes the date.
+    #[must_use]
+    pub fn list(&self) -> &'static str {
+        match self {
+            Self::Date => "dates",
+            Self::Range => "ranges",
+            Self::Weekday => "weekdays",
+            Self::Holiday { .. } => "calendars",
+        }
+    }
+}
+
 impl Exclusions {
     /// Reads the exclusions that a caller sent, or that were stored.
     ///
@@ -116,7 +137,7 @@ impl Exclusions {
             .list(0..=CALENDARS_MAX, |item| {
                 item.parse_text(CalendarName::parse)
             });
-        let read = Self {
+        let mut read = Self {
             dates: dates.unwrap_or_default(),
             ranges: ranges.unwrap_or_default(),
             weekdays: weekdays.unwrap_or_default(),
@@ -129,11 +150,14 @@ impl Exclusions {
         if HashSet::<&Day>::from_iter(&read.weekdays).len() == Day::ALL.len() {
             fields.refuse(Fault::new(
                 "weekdays",
-                "never_fires",
+                "every_day_excluded",
                 "every day of the week is excluded",
                 "leave a day on which the prompt may run, or pause the prompt",
             ));
         }
+        read.dates.sort_unstable();
+        read.ranges.sort_unstable();
+        read.weekdays.sort_unstable();
         fields.finish(Some(read))
     }
 
@@ -146,31 +170,77 @@ impl Exclusions {
     /// Whether nothing is excluded.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        self.dates.is_empty()
+            && self.ranges.is_empty()
+            && self.weekdays.is_empty()
+            && self.calendars.is_empty()
     }
 
     /// Why a date is excluded, if it is. A calendar that `holidays` lacks excludes nothing.
     #[must_use]
     pub fn why(&self, date: NaiveDate, holidays: &Holidays) -> Option<Excluded> {
-        if self.dates.contains(&date) {
-            return Some(Excluded::Date);
-        }
-        if self.ranges.iter().any(|range| range.contains(date)) {
-            return Some(Excluded::Range);
-        }
-        if self.weekdays.contains(&Day::of(date.weekday())) {
-            return Some(Excluded::Weekday);
-        }
-        self.calendars.iter().find_map(|calendar| {
-            let name = holidays.0.get(calendar)?.get(&date)?;
-            Some(Excluded::Holiday {
+        let taken = Judge::new(self, holidays).taken(date)?;
+        Some(match taken {
+            Taken::Date => Excluded::Date,
+            Taken::Range { .. } => Excluded::Range,
+            Taken::Weekday => Excluded::Weekday,
+            Taken::Holiday { calendar, name } => Excluded::Holiday {
                 calendar: calendar.clone(),
-                name: name.clone(),
-            })
+                name: name.to_owned(),
+            },
         })
     }
 
-    /// The first slot after `after` that no exclusion takes. `next` gives the slot after an instant.
+    /// In words, for example `on Saturday and Sunday and on 2026-12-25`; `None` when nothing is
+    /// excluded.
+    #[must_use]
+    pub fn describe(&self) -> Option<String> {
+        let mut parts = Vec::new();
+        if !self.weekdays.is_empty() {
+            parts.push(format!("on {}", weekday_names(&self.weekdays)));
+        }
+        match self.dates.as_slice() {
+            [] => {}
+            dates if dates.len() <= LISTED_MAX => {
+                let dates = dates.iter().map(NaiveDate::to_string).collect();
+                parts.push(format!("on {}", joined(dates)));
+            }
+            dates => parts.push(format!("on {} dates", dates.len())),
+        }
+        if self.ranges.len() <= LISTED_MAX {
+            let ranges = self.ranges.iter();
+            parts.extend(ranges.map(|range| format!("from {} to {}", range.from, range.to)));
+        } else {
+            parts.push(format!("in {} ranges of dates", self.ranges.len()));
+        }
+        if !self.calendars.is_empty() {
+            let names = self.calendars.iter().map(CalendarName::to_string).collect();
+            parts.push(format!("on the holidays of {}", joined(names)));
+        }
+        (!parts.is_empty()).then(|| joined(parts))
+    }
+
+    /// Which lists take the first slots after `after`, each once: for a message.
+    pub(crate) fn lists_that_take(
+        &self,
+        after: DateTime<Utc>,
+        timezone: Tz,
+        holidays: &Holidays,
+        next: impl Fn(DateTime<Utc>) -> Option<DateTime<Utc>>,
+    ) -> Vec<&'static str> {
+        const SLOTS_MAX: usize = 50;
+        let slots = std::iter::successors(next(after), |slot| next(*slot)).take(SLOTS_MAX);
+        let mut lists: Vec<_> = slots
+            .filter_map(|slot| self.why(slot.with_timezone(&timezone).date_naive(), holidays))
+            .map(|why| why.list())
+            .collect();
+        lists.sort_unstable();
+        lists.dedup();
+        lists
+    }
+
+    /// The first slot after `after` that no exclusion takes; `None` as well when more days in a row
+    /// are excluded than are looked at. `next` gives the slot after an instant.
     pub(crate) fn first_slot(
         &self,
         after: DateTime<Utc>,
@@ -178,19 +248,86 @@ impl Exclusions {
         holidays: &Holidays,
         next: impl Fn(DateTime<Utc>) -> Option<DateTime<Utc>>,
     ) -> Option<DateTime<Utc>> {
-        /// More excluded days in a row than this are no schedule.
-        const DAYS_MAX: usize = 20_000;
+        if self.is_empty() {
+            return next(after);
+        }
+        let judge = Judge::new(self, holidays);
         let mut after = after;
-        for _ in 0..DAYS_MAX {
+        let mut days_left = DAYS_LOOKED_AT_MAX;
+        loop {
             let slot = next(after)?;
             let date = slot.with_timezone(&timezone).date_naive();
-            if self.why(date, holidays).is_none() {
+            // It ends: a day that is excluded costs one of `days_left`.
+            let free = judge.free_from(date, &mut days_left)?;
+            if free == date {
                 return Some(slot);
             }
-            let following = date.checked_add_days(Days::new(1))?;
-            after = slot.max(day_start(timezone, following) - Duration::seconds(1));
+            after = slot.max(day_start(timezone, free) - Duration::seconds(1));
         }
-        None
+    }
+}
+
+/// Exclusions with their calendars looked up.
+struct Judge<'a> {
+    exclusions: &'a Exclusions,
+    calendars: Vec<(&'a CalendarName, &'a BTreeMap<NaiveDate, String>)>,
+}
+
+/// What takes a date.
+enum Taken<'a> {
+    Date,
+    Range {
+        to: NaiveDate,
+    },
+    Weekday,
+    Holiday {
+        calendar: &'a CalendarName,
+        name: &'a str,
+    },
+}
+
+impl<'a> Judge<'a> {
+    fn new(exclusions: &'a Exclusions, holidays: &'a Holidays) -> Self {
+        let calendars = exclusions
+            .calendars
+            .iter()
+            .filter_map(|name| Some((name, holidays.0.get(name)?)))
+            .collect();
+        Self {
+            exclusions,
+            calendars,
+        }
+    }
+
+    fn taken(&self, date: NaiveDate) -> Option<Taken<'a>> {
+        if self.exclusions.dates.binary_search(&date).is_ok() {
+            return Some(Taken::Date);
+        }
+        let mut ranges = self.exclusions.ranges.iter();
+        if let Some(range) = ranges.find(|range| range.contains(date)) {
+            return Some(Taken::Range { to: range.to });
+        }
+        if self.exclusions.weekdays.contains(&Day::of(date.weekday())) {
+            return Some(Taken::Weekday);
+        }
+        self.calendars.iter().find_map(|(calendar, holidays)| {
+            let name = holidays.get(&date)?;
+            Some(Taken::Holiday { calendar, name })
+        })
+    }
+
+    /// This date, or the first after it that is not excluded.
+    fn free_from(&self, date: NaiveDate, days_left: &mut u32) -> Option<NaiveDate> {
+        let mut date = date;
+        while let Some(taken) = self.taken(date) {
+            *days_left = days_left.checked_sub(1)?;
+            let last = match taken {
+                Taken::Range { to } => to,
+                Taken::Date | Taken::Weekday | Taken::Holiday { .. } => date,
+            };
+            date = last.succ_opt()?;
+        }
+        Some(date)
     }
 }
 
@@ -299,6 +436,11 @@ impl Holidays {
         self.0.keys()
     }
 
+    /// The last holiday of a calendar.
+    pub(crate) fn last(&self, calendar: &CalendarName) -> Option<NaiveDate> {
+        self.0.get(calendar)?.keys().next_back().copied()
+    }
+
     /// Refuses exclusions that name a calendar which is not there; fields relative to them.
     pub(crate) fn check(&self, exclusions: &Exclusions) -> Vec<Fault> {
         let calendars = exclusions.calendars.iter().enumerate();
@@ -348,4 +490,73 @@ fn refuse_repeated<T: Eq + Hash>(fields: &mut Fields<'_>, name: &str, items: &[T
             ));
         }
     }
+}
+
+impl PartialSchema for Exclusions {
+    fn schema() -> RefOr<Schema> {
+        let dates = list("Single dates.", DATES_MAX, date_schema("One date."));
+        let ranges = list("Ranges of dates.", RANGES_MAX, range_schema());
+        let weekdays = list("Days of the week.", Day::ALL.len(), Day::schema());
+        let calendars = list(
+            "Calendars of the tenant, by name: the prompt is not due on their holidays.",
+            CALENDARS_MAX,
+            CalendarName::schema(),
+        );
+        let object = ObjectBuilder::new()
+            .description(Some(
+                "The days on which a prompt is not due, judged by a slot's local date in the \
+                 prompt's zone. An excluded slot is not run and leaves no run behind.",
+            ))
+            .property("dates", dates)
+            .property("ranges", ranges)
+            .property("weekdays", weekdays)
+            .property("calendars", calendars)
+            .additional_properties(Some(AdditionalProperties::FreeForm(false)))
+            .default(Some(
+                json!({"dates": [], "ranges": [], "weekdays": [], "calendars": []}),
+            ))
+            .examples([json!({"dates": ["2026-12-25"], "weekdays": ["sat", "sun"]})]);
+        object.into()
+    }
+}
+
+impl ToSchema for Exclusions {
+    fn name() -> Cow<'static, str> {
+        Cow::Borrowed("Exclusions")
+    }
+}
+
+/// A list in which each item stands once; null is the same as absent.
+fn list(description: &str, count_max: usize, items: impl Into<RefOr<Schema>>) -> Array {
+    ArrayBuilder::new()
+        .schema_type(SchemaType::from_iter([Type::Array, Type::Null]))
+        .description(Some(description))
+        .items(items.into())
+        .max_items(Some(count_max))
+        .unique_items(true)
+        .build()
+}
+
+fn date_schema(description: &str) -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .format(Some(SchemaFormat::KnownFormat(KnownFormat::Date)))
+        .pattern(Some(
+            "^(19[7-9]|2[0-9]{2})[0-9]-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$",
+        ))
+        .description(Some(description))
+        .build()
+}
+
+fn range_schema() -> Object {
+    ObjectBuilder::new()
+        .description(Some(format!(
+            "The dates from one to another, both included; at most {RANGE_DAYS_MAX} days."
+        )))
+        .property("from", date_schema("The first date."))
+        .required("from")
+        .property("to", date_schema("The last date."))
+        .required("to")
+        .additional_properties(Some(AdditionalProperties::FreeForm(false)))
+        .build()
 }

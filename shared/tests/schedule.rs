@@ -104,7 +104,7 @@ fn refusals_name_the_field_and_the_rule() {
         ),
         (
             json!({"type": "interval", "every_seconds": 5}),
-            vec!["every_minutes missing", "every_seconds unknown_field"],
+            vec!["every_seconds sub_minute"],
         ),
         (
             json!({"type": "interval", "every_days": 1, "anchor": "2026-01-01T00:00:01Z"}),
