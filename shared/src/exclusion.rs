@@ -560,3 +560,281 @@ fn range_schema() -> Object {
         .additional_properties(Some(AdditionalProperties::FreeForm(false)))
         .build()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn day(text: &str) -> NaiveDate {
+        text.parse().unwrap()
+    }
+
+    fn exclusions(value: Value) -> Exclusions {
+        Exclusions::parse(&value).unwrap_or_else(|faults| panic!("{value}: {faults:?}"))
+    }
+
+    fn told(value: &Value) -> Vec<String> {
+        let faults = Exclusions::parse(value).err().unwrap_or_default();
+        let told = faults.iter();
+        told.map(|fault| format!("{} {}", fault.field, fault.code))
+            .collect()
+    }
+
+    fn holidays() -> Holidays {
+        let mut holidays = Holidays::default();
+        let name = CalendarName::parse("uk-bank-holidays").unwrap();
+        let boxing = [(day("2026-12-28"), "Boxing Day (substitute)".to_owned())];
+        holidays.insert(name, boxing);
+        holidays
+    }
+
+    /// A slot each midnight UTC.
+    fn daily(after: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let date = after.date_naive().succ_opt()?;
+        Some(date.and_hms_opt(0, 0, 0)?.and_utc())
+    }
+
+    fn first_daily(exclusions: &Exclusions, after: &str, holidays: &Holidays) -> Option<NaiveDate> {
+        let after = after.parse().unwrap();
+        exclusions
+            .first_slot(after, Tz::UTC, holidays, daily)
+            .map(|slot| slot.date_naive())
+    }
+
+    #[test]
+    fn a_date_is_excluded_for_a_reason() {
+        let exclusions = exclusions(json!({
+            "dates": ["2026-12-25"], "ranges": [{"from": "2026-08-01", "to": "2026-08-14"}],
+            "weekdays": ["sun"], "calendars": ["uk-bank-holidays", "absent"],
+        }));
+        let why = |date: &str| exclusions.why(day(date), &holidays());
+        assert_eq!(why("2026-12-25"), Some(Excluded::Date));
+        assert_eq!(why("2026-07-31"), None);
+        assert_eq!(why("2026-08-01"), Some(Excluded::Range));
+        assert_eq!(why("2026-08-14"), Some(Excluded::Range));
+        assert_eq!(why("2026-08-15"), None);
+        assert_eq!(why("2026-08-16"), Some(Excluded::Weekday));
+        let boxing = Excluded::Holiday {
+            calendar: CalendarName::parse("uk-bank-holidays").unwrap(),
+            name: "Boxing Day (substitute)".to_owned(),
+        };
+        assert_eq!(why("2026-12-28"), Some(boxing));
+        assert_eq!(exclusions.why(day("2026-12-28"), &NO_HOLIDAYS), None);
+    }
+
+    #[test]
+    fn every_fault_is_told_at_once() {
+        let sent = json!({
+            "dates": ["2026-02-30", "2026-12-25", "2026-12-25", 5],
+            "ranges": [{"from": "2026-08-14", "to": "2026-08-01"}, {"from": "2026-01-01"},
+                       {"from": "2026-01-01", "to": "2027-01-02"}],
+            "weekdays": ["sat", "saturday"], "calendars": ["UK"], "weekends": true,
+        });
+        assert_eq!(
+            told(&sent),
+            [
+                "dates[0] bad_date",
+                "dates[3] wrong_type",
+                "ranges[0].to end_before_start",
+                "ranges[1].to missing",
+                "ranges[2].to range_too_long",
+                "weekdays[1] unknown_value",
+                "calendars[0] bad_calendar_name",
+                "weekends unknown_field",
+            ]
+        );
+        assert_eq!(
+            told(&json!({"weekdays": ["sun", "mon", "sun"]})),
+            ["weekdays[2] duplicate"]
+        );
+        let week = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
+        assert_eq!(
+            told(&json!({"weekdays": week})),
+            ["weekdays every_day_excluded"]
+        );
+        assert_eq!(told(&json!([])), [" wrong_type"]);
+    }
+
+    #[test]
+    fn bounds_are_exact_and_named() {
+        let dates = |count: u64| -> Vec<NaiveDate> {
+            let first = day("2026-01-01");
+            (0..count).map(|n| first + chrono::Days::new(n)).collect()
+        };
+        let ranges = |count| -> Vec<Value> {
+            let days = dates(count);
+            days.iter()
+                .map(|day| json!({"from": day, "to": day}))
+                .collect()
+        };
+        let calendars = |count| -> Vec<String> { (0..count).map(|n| format!("c{n}")).collect() };
+        let range = |to: &str| json!({"ranges": [{"from": "2024-01-01", "to": to}]});
+        for fits in [
+            json!({"dates": dates(366), "ranges": ranges(50), "calendars": calendars(5)}),
+            range("2024-12-31"),
+            json!({"calendars": ["a".repeat(64)], "dates": ["1970-01-01", "2999-12-31"]}),
+            json!({"dates": null, "ranges": null, "weekdays": null, "calendars": null}),
+        ] {
+            assert_eq!(told(&fits), [""; 0], "{fits:.200}");
+        }
+        let beyond = [
+            (
+                json!({"dates": dates(367)}),
+                "dates too_many",
+                "send at most 366",
+            ),
+            (
+                json!({"ranges": ranges(51)}),
+                "ranges too_many",
+                "send at most 50",
+            ),
+            (
+                json!({"calendars": calendars(6)}),
+                "calendars too_many",
+                "send at most 5",
+            ),
+            (
+                range("2025-01-01"),
+                "ranges[0].to range_too_long",
+                "send at most 366 days, or several ranges",
+            ),
+        ];
+        for (sent, fault, hint) in beyond {
+            assert_eq!(told(&sent), [fault]);
+            assert_eq!(Exclusions::parse(&sent).unwrap_err()[0].hint, hint);
+        }
+        for bad in [
+            "",
+            "2026-1-1",
+            "+026-01-01",
+            "2026-01-01T",
+            "1969-12-31",
+            "3000-01-01",
+            "２０２６-01",
+        ] {
+            assert_eq!(
+                told(&json!({"dates": [bad]})),
+                ["dates[0] bad_date"],
+                "{bad}"
+            );
+        }
+        for bad in ["", "-a", "a--b", "a-", "A", "a b", "é"] {
+            let sent = json!({"calendars": [bad]});
+            assert_eq!(told(&sent), ["calendars[0] bad_calendar_name"], "{bad}");
+        }
+        let long = json!({"calendars": ["a".repeat(65)]});
+        assert_eq!(told(&long), ["calendars[0] bad_calendar_name"]);
+    }
+
+    #[test]
+    fn what_is_stored_is_in_order_and_complete() {
+        let sent = json!({
+            "dates": ["2026-12-26", "2026-12-25"], "weekdays": ["sun", "sat"],
+            "ranges": [{"from": "2027-01-01", "to": "2027-01-02"}, {"from": "2026-08-01", "to": "2026-08-14"}],
+        });
+        let read = exclusions(sent);
+        let stored = json!({
+            "dates": ["2026-12-25", "2026-12-26"], "weekdays": ["sat", "sun"], "calendars": [],
+            "ranges": [{"from": "2026-08-01", "to": "2026-08-14"}, {"from": "2027-01-01", "to": "2027-01-02"}],
+        });
+        assert_eq!(serde_json::to_value(&read).unwrap(), stored);
+        assert_eq!(exclusions(stored), read);
+    }
+
+    #[test]
+    fn words_name_what_is_excluded() {
+        let table = [
+            (json!({}), None),
+            (
+                json!({"weekdays": ["sun", "sat"]}),
+                Some("on Saturday and Sunday"),
+            ),
+            (
+                json!({"dates": ["2026-12-25"], "ranges": [{"from": "2026-08-01", "to": "2026-08-14"}],
+                       "calendars": ["uk-bank-holidays"]}),
+                Some(
+                    "on 2026-12-25, from 2026-08-01 to 2026-08-14 and on the holidays of uk-bank-holidays",
+                ),
+            ),
+            (
+                json!({"dates": ["2026-01-01", "2026-01-02", "2026-01-03", "2026-01-04"]}),
+                Some("on 4 dates"),
+            ),
+        ];
+        for (sent, words) in table {
+            assert_eq!(exclusions(sent).describe().as_deref(), words);
+        }
+    }
+
+    #[test]
+    fn the_first_slot_left_is_found() {
+        let none = exclusions(json!({}));
+        assert_eq!(
+            first_daily(&none, "2026-12-24T10:00:00Z", &NO_HOLIDAYS),
+            Some(day("2026-12-25"))
+        );
+        let christmas = exclusions(json!({
+            "dates": ["2026-12-25"], "weekdays": ["sat", "sun"], "calendars": ["uk-bank-holidays"],
+        }));
+        assert_eq!(
+            first_daily(&christmas, "2026-12-24T10:00:00Z", &holidays()),
+            Some(day("2026-12-29"))
+        );
+    }
+
+    /// 50 ranges of a year end to end; and more single days in a row than are looked at.
+    #[test]
+    fn the_search_is_bounded() {
+        let years: Vec<Value> = (2026..2076)
+            .map(|year| json!({"from": format!("{year}-01-01"), "to": format!("{year}-12-31")}))
+            .collect();
+        let ranges = exclusions(json!({"ranges": years}));
+        assert_eq!(
+            first_daily(&ranges, "2026-01-01T00:00:00Z", &NO_HOLIDAYS),
+            Some(day("2076-01-01"))
+        );
+        let name = CalendarName::parse("always").unwrap();
+        let first = day("2026-01-01");
+        let of_days = |count: u64| {
+            let days = (0..count).map(|n| (first + chrono::Days::new(n), String::new()));
+            let mut holidays = Holidays::default();
+            holidays.insert(name.clone(), days);
+            holidays
+        };
+        let calendar = exclusions(json!({"calendars": ["always"]}));
+        let after = "2025-12-31T12:00:00Z";
+        let free = Some(first + chrono::Days::new(1_000));
+        assert_eq!(first_daily(&calendar, after, &of_days(1_000)), free);
+        assert_eq!(first_daily(&calendar, after, &of_days(1_001)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn the_search_agrees_with_asking_day_by_day(
+            dates in prop::collection::btree_set(0u64..60, 0..20),
+            ranges in prop::collection::btree_set((0u64..60, 0u64..9), 0..4),
+            weekdays in prop::sample::subsequence(vec!["mon", "wed", "sat", "sun"], 0..4),
+            holidays in prop::collection::btree_set(0u64..60, 0..9),
+            after in 0u64..60,
+        ) {
+            let first = day("2026-01-01");
+            let nth = |n: u64| first + chrono::Days::new(n);
+            let ranges: Vec<Value> = ranges
+                .iter()
+                .map(|(from, days)| json!({"from": nth(*from), "to": nth(from + days)}))
+                .collect();
+            let dates: Vec<NaiveDate> = dates.iter().map(|n| nth(*n)).collect();
+            let exclusions = exclusions(json!({
+                "dates": dates, "ranges": ranges, "weekdays": weekdays, "calendars": ["x"],
+            }));
+            let mut calendar = Holidays::default();
+            let name = CalendarName::parse("x").unwrap();
+            calendar.insert(name, holidays.iter().map(|n| (nth(*n), "H".to_owned())));
+            let expected = (after + 1..).map(nth).find(|day| exclusions.why(*day, &calendar).is_none());
+            let noon = format!("{}T12:00:00Z", nth(after));
+            prop_assert_eq!(first_daily(&exclusions, &noon, &calendar), expected);
+        }
+    }
+}
