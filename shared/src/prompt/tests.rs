@@ -605,6 +605,33 @@ fn what_can_never_fire_is_refused_with_its_field() {
     }
 }
 
+/// An interval runs in both passes of a fold: an excluded date has to end after its second pass.
+#[test]
+fn an_excluded_date_that_comes_twice_ends_once() {
+    let interval = json!({"type": "interval", "every_minutes": 30, "timezone": "Asia/Beirut"});
+    // From 00:00 on 25 October the clock goes back to 23:00 on the 24th.
+    let spec = parse(&due(interval, json!({"dates": ["2026-10-24"]}))).unwrap();
+    let slot = |after: &str| {
+        spec.next_slot(after.parse().unwrap(), &NO_HOLIDAYS)
+            .unwrap()
+    };
+    assert_eq!(
+        slot("2026-10-23T20:00:00Z").to_rfc3339(),
+        "2026-10-23T20:30:00+00:00"
+    );
+    for excluded in [
+        "2026-10-23T20:30:00Z",
+        "2026-10-24T20:40:00Z",
+        "2026-10-24T21:10:00Z",
+    ] {
+        assert_eq!(
+            slot(excluded).to_rfc3339(),
+            "2026-10-24T22:00:00+00:00",
+            "{excluded}"
+        );
+    }
+}
+
 #[test]
 fn nothing_is_finer_than_a_minute() {
     let code = |body: &Value| told(parse(body));
