@@ -5,7 +5,10 @@ use serde_json::json;
 use utoipa::PartialSchema;
 
 use super::*;
-use crate::exclusion::{CalendarName, NO_HOLIDAYS};
+use crate::{
+    exclusion::{CalendarName, NO_HOLIDAYS},
+    schedule::DstGap,
+};
 
 fn now() -> DateTime<Utc> {
     "2026-03-22T12:00:00Z".parse().unwrap()
@@ -750,6 +753,28 @@ fn words_and_warnings_know_the_exclusions() {
         [(last, "A holiday".to_owned())],
     );
     assert_eq!(codes(&old, &holidays), ["calendar_ended"]);
+}
+
+#[test]
+fn a_patch_of_the_type_takes_a_gap_away_that_it_does_not_name() {
+    let spec = parse(&least()).unwrap();
+    let hourly = json!({"type": "interval", "every_hours": 1, "at": null});
+    let interval = patched(&spec, &json!({"schedule": hourly})).unwrap();
+    assert_eq!(interval.schedule().dst_gap(), None);
+    let mut named = hourly;
+    named["dst_gap"] = json!("skip");
+    let refused = patched(&spec, &json!({"schedule": named}));
+    assert_eq!(
+        told(refused),
+        [("schedule.dst_gap".to_owned(), "no_wall_clock")]
+    );
+
+    let skips = patched(&spec, &json!({"schedule": {"dst_gap": "skip"}})).unwrap();
+    let weekly = json!({"schedule": {"type": "weekly", "days": ["mon"]}});
+    let weekly = patched(&skips, &weekly).unwrap();
+    assert_eq!(weekly.schedule().dst_gap(), Some(DstGap::Skip));
+    let usual = patched(&weekly, &json!({"schedule": {"dst_gap": null}})).unwrap();
+    assert_eq!(usual.schedule().dst_gap(), Some(DstGap::Shift));
 }
 
 #[test]
