@@ -119,6 +119,10 @@ pub struct PreviewArgs {
     /// IANA name of the zone.
     #[arg(long, default_value = "UTC")]
     pub timezone: String,
+    /// What becomes of a slot at a time that the clocks jump over: `shift` moves it to the end of the
+    /// gap, `skip` leaves it out. Default: `shift` when minute and hour are fixed, else `skip`.
+    #[arg(long, value_parser = ["shift", "skip"])]
+    pub dst_gap: Option<String>,
     /// Show slots after this instant (RFC 3339); default: now.
     #[arg(long)]
     pub after: Option<DateTime<Utc>>,

@@ -25,6 +25,7 @@ pub(crate) fn run(args: &PreviewArgs) -> Result<ExitCode> {
         "type": "cron",
         "expression": args.expression,
         "timezone": args.timezone,
+        "dst_gap": args.dst_gap,
     });
     match Schedule::parse(&schedule, now) {
         Ok(schedule) => {
