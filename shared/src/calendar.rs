@@ -14,6 +14,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::{
+    exclusion::date,
     fault::Fault,
     fields::{Field, Fields},
 };
@@ -37,7 +38,7 @@ pub struct Days(BTreeMap<NaiveDate, Option<String>>);
 #[schema(as = CalendarDay)]
 pub struct Day {
     /// The date, in the zone of whichever prompt looks at it.
-    #[schema(format = Date, pattern = "^(19[7-9][0-9]|2[0-9]{3})-[0-9]{2}-[0-9]{2}$", example = "2026-12-25")]
+    #[schema(example = "2026-12-25")]
     pub date: NaiveDate,
     /// What it is called.
     #[schema(required, max_length = 200, example = "Christmas Day")]
@@ -70,7 +71,10 @@ pub struct CalendarDays {
 #[expect(dead_code, reason = "describes the body; `Days::parse` reads it")]
 pub struct CalendarDayBody {
     /// The date, 1970-01-01 to 2999-12-31.
-    #[schema(format = Date, pattern = "^(19[7-9][0-9]|2[0-9]{3})-[0-9]{2}-[0-9]{2}$", example = "2026-12-25")]
+    #[schema(
+        pattern = "^(19[7-9]|2[0-9]{2})[0-9]-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$",
+        example = "2026-12-25"
+    )]
     date: NaiveDate,
     /// What it is called.
     #[schema(
@@ -189,22 +193,6 @@ fn day(value: &Value) -> Result<(NaiveDate, Option<String>), Vec<Fault>> {
         .parse_text(date);
     let name = fields.optional("name").line(1..=DAY_NAME_CHARS_MAX);
     fields.finish(date.map(|date| (date, name.map(str::to_owned))))
-}
-
-/// A date as `2026-12-25`.
-fn date(text: &str) -> Result<NaiveDate, Fault> {
-    Some(text)
-        .filter(|text| text.len() == "2026-12-25".len())
-        .and_then(|text| NaiveDate::parse_from_str(text, "%Y-%m-%d").ok())
-        .filter(|date| may_be_kept(*date))
-        .ok_or_else(|| {
-            Fault::new(
-                "",
-                "bad_date",
-                "this is no date",
-                "write a date from 1970-01-01 to 2999-12-31, for example 2026-12-25",
-            )
-        })
 }
 
 fn may_be_kept(date: NaiveDate) -> bool {
