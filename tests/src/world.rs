@@ -387,6 +387,8 @@ pub async fn make_expirable(world: &World) {
     let sql = format!(
         "UPDATE scheduled_prompt_runs SET completed_at = now() - interval '400 days'
           WHERE tenant_id = '{tenant}' AND status = 'succeeded';
+         UPDATE scheduled_prompt_runs SET backfill_id = NULL WHERE tenant_id = '{tenant}';
+         UPDATE backfills SET created_at = now() - interval '400 days' WHERE tenant_id = '{tenant}';
          UPDATE idempotency_keys SET created_at = now() - interval '2 days' WHERE tenant_id = '{tenant}';
          UPDATE scheduled_prompts SET deleted_at = now() - interval '2 hours'
           WHERE tenant_id = '{tenant}' AND deleted_at IS NOT NULL"

@@ -86,8 +86,13 @@ async fn no_function_reaches_another_tenant() {
     let b = world.stage.tx(world.b.tenant.id).await.unwrap();
     let expired = retention::expire(b, 10).await.unwrap();
     assert_eq!(
-        (expired.runs, expired.idempotency_keys, expired.prompts),
-        (1, 1, 1)
+        (
+            expired.runs,
+            expired.idempotency_keys,
+            expired.prompts,
+            expired.backfills
+        ),
+        (1, 1, 1, 1)
     );
     let b = world.stage.tx(world.b.tenant.id).await.unwrap();
     assert_eq!(
