@@ -13,6 +13,7 @@ pub mod health;
 pub mod history;
 pub mod idempotency;
 pub mod migrate;
+pub mod preview;
 pub mod prompts;
 pub mod retention;
 pub mod runs;
