@@ -7,9 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "the helpers of tests may panic")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -30,7 +28,7 @@ use shared::secret::Secret;
 use tests::stage::{Stage, migrations_hash, spec};
 use tests::tap::Tap;
 use tests::worker::{LONG_MS, fail, failure, take_delivery};
-use tests::world::{HASH, World, due_prompt, make_expirable};
+use tests::world::{HASH, World, db_sources, due_prompt, make_expirable};
 use tests::{connect, database_url, shared_database};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -101,10 +99,9 @@ async fn statements() -> Vec<Statement> {
 /// The names in the first lines of statements; lists are put together from parts, and give theirs
 /// themselves.
 fn named_in_the_source() -> BTreeSet<String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/src/db");
     let mut names = BTreeSet::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        for line in fs::read_to_string(entry.unwrap().path()).unwrap().lines() {
+    for (_, text) in db_sources() {
+        for line in text.lines() {
             let Some((before, after)) = line.split_once("\"-- ") else {
                 continue;
             };

@@ -15,7 +15,7 @@ use shared::{
     },
     destination::{Destination, EmailAddress, Kind, OnUnknown},
     ids::{DeliveryId, TenantId},
-    run::{DeliveryStatus, RunStatus},
+    run::{DELIVERY_ATTEMPTS_MAX, DeliveryStatus, RunStatus},
     seal::Purpose,
     webhook_secret::{SigningSecrets, WebhookSecret},
 };
@@ -519,7 +519,7 @@ fn prepared(
             target,
             destination,
             body: body.clone(),
-            attempts_max: deliveries::ATTEMPTS_MAX,
+            attempts_max: DELIVERY_ATTEMPTS_MAX,
         },
         body,
         gone: false,

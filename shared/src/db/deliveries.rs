@@ -15,11 +15,8 @@ use super::{
 use crate::{
     destination::Kind,
     ids::{DeliveryId, PromptId, RunId, TenantId},
-    run::{DeliveryStatus, RunStatus, RunTrigger},
+    run::{DELIVERY_ATTEMPTS_MAX, DeliveryStatus, RunStatus, RunTrigger},
 };
-
-/// After this many failed attempts a delivery is exhausted; a redelivery has as many again.
-pub const ATTEMPTS_MAX: i32 = 16;
 
 /// A delivery that a sender holds.
 #[derive(Debug, Clone, Copy)]
@@ -487,7 +484,7 @@ pub async fn redeliver(tx: &TenantTx, delivery_id: DeliveryId) -> Result<Redeliv
                   WHERE g.tenant_id = f.tenant_id AND g.url = f.target
              )
              SELECT status FROM found",
-            &[&id, &ATTEMPTS_MAX],
+            &[&id, &DELIVERY_ATTEMPTS_MAX],
         )
         .await?;
     let Some(row) = row else {
