@@ -304,7 +304,9 @@ impl Simulation {
     /// `CONFLICT_PROMPTS_MIN` on.
     pub fn tell_conflicts(&mut self, others: &[(DateTime<Utc>, i64)]) {
         let listed = |slot: DateTime<Utc>| {
-            let place = self.slots.binary_search_by_key(&slot, |one| one.scheduled_for);
+            let place = self
+                .slots
+                .binary_search_by_key(&slot, |one| one.scheduled_for);
             place.ok().and_then(|place| self.slots.get(place))
         };
         self.conflicts = others

@@ -83,7 +83,11 @@ impl Past {
     /// How long a run took, in whole seconds.
     pub(super) fn run_s(&self) -> Option<u32> {
         let seconds = self.latency_ms?.div_ceil(1_000);
-        Some(u32::try_from(seconds).unwrap_or(RUN_S_MAX).clamp(1, RUN_S_MAX))
+        Some(
+            u32::try_from(seconds)
+                .unwrap_or(RUN_S_MAX)
+                .clamp(1, RUN_S_MAX),
+        )
     }
 
     fn model(&self) -> Option<ModelName> {
@@ -127,9 +131,10 @@ pub(super) fn forecast(request: &Request, catalog: &Catalog, runs: u32) -> Optio
 }
 
 fn by_price(request: &Request, catalog: &Catalog, model: &ModelName, runs: u32) -> Forecast {
-    let measured = request.past.as_ref().and_then(|past| {
-        Some((past, past.input_tokens?, past.output_tokens?))
-    });
+    let measured = request
+        .past
+        .as_ref()
+        .and_then(|past| Some((past, past.input_tokens?, past.output_tokens?)));
     let assumes = request.input_tokens.is_some() || request.output_tokens.is_some();
     let (basis, input_tokens, output_tokens) = match measured {
         Some((_, input, output)) if !assumes => (ForecastBasis::PastTokens, input, output),

@@ -71,11 +71,7 @@ impl Request {
     /// # Errors
     ///
     /// Every fault at once, its field a path from the body's root.
-    pub fn parse(
-        value: &Value,
-        rules: &Rules<'_>,
-        past: Option<Past>,
-    ) -> Result<Self, Vec<Fault>> {
+    pub fn parse(value: &Value, rules: &Rules<'_>, past: Option<Past>) -> Result<Self, Vec<Fault>> {
         let mut fields = Fields::new(value);
         if !value.is_object() {
             return fields.finish(None);

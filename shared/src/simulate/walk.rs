@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     ENTRIES_MAX, NotDue, NotDueReason, Outcome, Request, SimulatedRange, SimulatedSlot, Totals,
-    local,
+    local, request::Downtime,
 };
 use crate::{
     exclusion::{Excluded, Holidays},
@@ -65,7 +65,9 @@ struct Walk<'a> {
     /// Earliest end first, since all take equally long.
     under_way: VecDeque<UnderWay>,
     waiting: VecDeque<Waiting>,
-    /// Slots of the downtime, which nobody has looked at.
+    /// The downtime, until it is over.
+    downtime: Option<Downtime>,
+    /// Its slots, which nobody has looked at.
     unseen: Vec<Due>,
     last_slot: Option<DateTime<Utc>>,
     due: usize,
@@ -102,10 +104,10 @@ struct Waiting {
 impl<'a> Walk<'a> {
     fn new(request: &'a Request, holidays: &'a Holidays, run_s: u32) -> Self {
         let timezone = request.spec.schedule().timezone();
-        // Slots of the downtime are decided at its end, which therefore belongs to the range.
-        let extended = request.downtime.map(|downtime| downtime.until);
         let end = request.span.until.map(|until| {
-            let end = extended.map_or(until, |extended| until.max(extended));
+            let downtime = request.downtime.filter(|downtime| downtime.from <= until);
+            // Its slots are decided at its end, which therefore belongs to the range.
+            let end = downtime.map_or(until, |downtime| downtime.until.max(until));
             (end, end.with_timezone(&timezone).naive_local())
         });
         let had = request.past.as_ref().map_or(0, |past| past.run_count);
@@ -121,6 +123,7 @@ impl<'a> Walk<'a> {
             end,
             under_way: VecDeque::new(),
             waiting: VecDeque::new(),
+            downtime: request.downtime,
             unseen: Vec::new(),
             last_slot: None,
             due: 0,
@@ -152,12 +155,12 @@ impl<'a> Walk<'a> {
         let Some(at) = time.at else {
             return self.take_gap(time);
         };
-        if !self.unseen.is_empty() && self.is_after_downtime(at) {
+        if self.is_after_downtime(at) {
             self.end_downtime();
         }
         self.advance(at);
         if self.is_completed() {
-            return self.take_over_limit(time);
+            return self.take_over_limit(time.wall);
         }
         let date = match time.kind {
             OccurrenceKind::Shifted => at.with_timezone(&self.timezone).date_naive(),
@@ -190,7 +193,7 @@ impl<'a> Walk<'a> {
 
     fn take_gap(&mut self, time: &Occurrence) {
         if self.is_completed() {
-            return self.take_over_limit(time);
+            return self.take_over_limit(time.wall);
         }
         self.totals.dst_gap += 1;
         let reason = match time.kind {
@@ -203,9 +206,9 @@ impl<'a> Walk<'a> {
         self.tell_never(time.wall, reason, None);
     }
 
-    fn take_over_limit(&mut self, time: &Occurrence) {
+    fn take_over_limit(&mut self, wall: NaiveDateTime) {
         self.totals.after_max_runs += 1;
-        self.tell_never(time.wall, NotDueReason::MaxRuns, None);
+        self.tell_never(wall, NotDueReason::MaxRuns, None);
         if self.request.span.until.is_none() {
             // The count will not be reached any more.
             self.due = usize::MAX;
@@ -221,26 +224,27 @@ impl<'a> Walk<'a> {
     }
 
     fn is_in_downtime(&self, at: DateTime<Utc>) -> bool {
-        let downtime = self.request.downtime;
-        downtime.is_some_and(|downtime| downtime.from <= at && at <= downtime.until)
+        self.downtime
+            .is_some_and(|downtime| downtime.from <= at && at <= downtime.until)
     }
 
     fn is_after_downtime(&self, at: DateTime<Utc>) -> bool {
-        let downtime = self.request.downtime;
-        downtime.is_some_and(|downtime| at > downtime.until)
+        self.downtime.is_some_and(|downtime| at > downtime.until)
     }
 
     fn is_completed(&self) -> bool {
         self.claims_left == Some(0)
     }
 
-    /// Looks at everything that came due in the downtime, when it is over.
+    /// Begins what waited for the end of the downtime, and looks at everything that came due in it.
     fn end_downtime(&mut self) {
-        let Some(downtime) = self.request.downtime else {
+        let Some(downtime) = self.downtime else {
             return;
         };
-        let unseen = std::mem::take(&mut self.unseen);
         self.advance(downtime.until);
+        self.downtime = None;
+        let unseen = std::mem::take(&mut self.unseen);
+        self.start(downtime.until, None);
         self.look(downtime.until, &unseen);
     }
 
@@ -269,6 +273,9 @@ impl<'a> Walk<'a> {
                     .unwrap_or_default(),
                 None => &[],
             };
+            if self.is_completed() {
+                return rest.iter().for_each(|one| self.take_over_limit(one.wall));
+            }
         }
     }
 
@@ -376,13 +383,16 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Plays the runs up to an instant.
+    /// Plays the runs up to an instant. While nothing works, none begins.
     fn advance(&mut self, to: DateTime<Utc>) {
+        let down = self.downtime.map(|downtime| downtime.from);
         while let Some(first) = self.under_way.front().copied()
             && first.ends <= to
         {
             self.under_way.pop_front();
-            self.start(first.ends, Some(first.slot));
+            if down.is_none_or(|down| first.ends < down) {
+                self.start(first.ends, Some(first.slot));
+            }
         }
     }
 

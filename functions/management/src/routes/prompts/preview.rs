@@ -1,13 +1,13 @@
 //! What a schedule and its policies would do, before anything is saved.
 
 use axum::{Json, extract::State};
+use serde_json::Value;
 use shared::{
     db::preview::{self, Basis},
-    exclusion::{Holidays, NO_HOLIDAYS},
+    exclusion::NO_HOLIDAYS,
     fault::Fault,
     simulate::{self, PreviewBody, Request, Simulation},
 };
-use serde_json::Value;
 use tokio::task::spawn_blocking;
 
 use super::change::rules;
@@ -60,11 +60,10 @@ pub(super) async fn preview_schedule(
         }
     };
     // A year of minutes takes longer than a worker may be held up.
-    let mut simulation = spawn_blocking(move || {
-        simulate::run(&request, &NO_HOLIDAYS, &app.catalog)
-    })
-    .await
-    .map_err(ApiError::internal)?;
+    let mut simulation =
+        spawn_blocking(move || simulate::run(&request, &NO_HOLIDAYS, &app.catalog))
+            .await
+            .map_err(ApiError::internal)?;
     let others = preview::conflicts(tx, &simulation.conflict_slots(), prompt_id).await?;
     simulation.tell_conflicts(&others);
     Ok(Json(simulation))
