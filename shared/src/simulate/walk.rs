@@ -421,6 +421,7 @@ impl<'a> Walk<'a> {
     }
 
     fn tell_wait(&mut self, run: &Waiting, now: DateTime<Utc>, freed: Option<DateTime<Utc>>) {
+        let Some(listed) = run.listed else { return };
         let (reason, detail) = match freed {
             Some(slot) => (
                 "overlap",
@@ -428,8 +429,7 @@ impl<'a> Walk<'a> {
             ),
             None => ("downtime", "found after the downtime".to_owned()),
         };
-        let listed = run.listed.and_then(|place| self.slots.get_mut(place));
-        if let Some(slot) = listed {
+        if let Some(slot) = self.slots.get_mut(listed) {
             slot.outcome = Outcome::Wait;
             slot.starts_at = Some(now);
             slot.reason = Some(reason);
