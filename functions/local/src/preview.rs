@@ -37,6 +37,10 @@ pub(crate) struct PreviewArgs {
     /// IANA name of the zone.
     #[arg(long, default_value = "UTC")]
     timezone: String,
+    /// What becomes of a slot at a time that the clocks jump over: `shift` moves it to the end of the
+    /// gap, `skip` leaves it out. Default: `shift` when minute and hour are fixed, else `skip`.
+    #[arg(long, value_parser = ["shift", "skip"])]
+    dst_gap: Option<String>,
     /// Show slots at or after this instant (RFC 3339); default: now.
     #[arg(long, value_name = "INSTANT")]
     from: Option<String>,
@@ -152,6 +156,9 @@ fn body(args: &PreviewArgs) -> Result<Value, Vec<Fault>> {
     if let Value::Object(schedule) = &mut schedule {
         let timezone = || Value::from(args.timezone.as_str());
         schedule.entry("timezone").or_insert_with(timezone);
+        if let Some(dst_gap) = &args.dst_gap {
+            schedule.insert("dst_gap".to_owned(), dst_gap.as_str().into());
+        }
     }
     let exclusions = exclusions(args);
     let mut body = json!({

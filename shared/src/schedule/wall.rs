@@ -176,7 +176,7 @@ pub(super) fn resolve(timezone: Tz, wall: NaiveDateTime) -> Resolved {
 }
 
 /// The first instant after the gap in which a local time lies: on the old clock, the gap's beginning.
-fn gap_end(timezone: Tz, wall: NaiveDateTime) -> DateTime<Utc> {
+pub(super) fn gap_end(timezone: Tz, wall: NaiveDateTime) -> DateTime<Utc> {
     let begin = GapInfo::new(&wall, &timezone).and_then(|gap| gap.begin);
     match begin {
         Some((begin, offset)) => (begin - offset.fix()).and_utc(),
@@ -320,7 +320,7 @@ mod tests {
 
         #[test]
         fn the_walk_is_that_of_the_crate_cron(
-            expression in expression(), after_s in 0i64..4_000_000_000, nanosecond in 0u32..1_000_000_000,
+            expression in expression(), after_s in 0i64..3_800_000_000, nanosecond in 0u32..1_000_000_000,
         ) {
             let after = DateTime::from_timestamp(after_s, nanosecond).unwrap().naive_utc();
             let arm = Arm::new(expression).unwrap();
