@@ -55,7 +55,7 @@ fn refused_with(body: &Value, past: Option<Past>) -> Vec<(String, &'static str)>
             assert!(
                 !fault.hint.is_empty() && !fault.detail.is_empty(),
                 "{fault:?}"
-            )
+            );
         })
         .map(|fault| (fault.field, fault.code))
         .collect()
