@@ -30,7 +30,10 @@ async fn rows(world: &World) -> Value {
             &[],
         )
         .await;
-    let query = format!("SELECT sum(n)::bigint AS n FROM ({}) AS counts", text(&sum["sql"]));
+    let query = format!(
+        "SELECT sum(n)::bigint AS n FROM ({}) AS counts",
+        text(&sum["sql"])
+    );
     world.one(&query, &[]).await
 }
 
@@ -59,7 +62,10 @@ async fn a_preview_needs_no_right_to_write_and_writes_nothing() {
         reply.body["eventbridge"],
         json!([{ "expression": "cron(30 1 * * ? *)", "timezone": "Europe/London" }])
     );
-    assert_eq!(reply.body["description"], "At 01:30 every day, Europe/London");
+    assert_eq!(
+        reply.body["description"],
+        "At 01:30 every day, Europe/London"
+    );
     assert_eq!(rows(&world).await, before);
     assert!(world.woken().is_empty());
 }
@@ -83,7 +89,10 @@ async fn a_range_is_explained_and_counted() {
     assert_eq!(reply.status, 200, "{}", reply.text);
     let totals = &reply.body["totals"];
     assert_eq!(totals["due"], 105_120 - 12 - 288);
-    assert_eq!((&totals["dst_gap"], &totals["excluded"]), (&json!(12), &json!(288)));
+    assert_eq!(
+        (&totals["dst_gap"], &totals["excluded"]),
+        (&json!(12), &json!(288))
+    );
     assert_eq!(reply.body["truncated"], true);
     assert_eq!(reply.body["slots"].as_array().unwrap().len(), 1_000);
     let run = totals["run"].as_f64().unwrap();
@@ -98,7 +107,13 @@ async fn a_range_is_explained_and_counted() {
         .iter()
         .map(|one| (text(&one["reason"]), one["slots_count"].as_u64().unwrap()))
         .collect();
-    assert_eq!(reasons, [("dst_gap".to_owned(), 12), ("excluded_date".to_owned(), 288)]);
+    assert_eq!(
+        reasons,
+        [
+            ("dst_gap".to_owned(), 12),
+            ("excluded_date".to_owned(), 288)
+        ]
+    );
 }
 
 #[tokio::test]
@@ -147,7 +162,11 @@ async fn past_runs_say_what_a_run_takes_and_costs() {
     let prompt = id(&world.prompt(&tenant.key, json!({})).await);
     let named = body(json!({ "prompt_id": prompt }));
     let reply = world.post(&tenant.key, PATH, named.clone()).await;
-    assert_eq!(reply.body["cost"]["basis"], "assumed_tokens", "{}", reply.text);
+    assert_eq!(
+        reply.body["cost"]["basis"], "assumed_tokens",
+        "{}",
+        reply.text
+    );
     assert_eq!(reply.body["run_s_from"], "default");
 
     for minute in 0..2 {
@@ -171,7 +190,10 @@ async fn past_runs_say_what_a_run_takes_and_costs() {
     assert_eq!(cost["basis"], "past_cost", "{}", reply.text);
     assert_eq!(cost["cost_per_run_usd"], 0.003);
     assert_eq!(cost["cost_usd"], 0.006);
-    assert_eq!((&cost["input_tokens"], &cost["output_tokens"]), (&json!(10), &json!(3)));
+    assert_eq!(
+        (&cost["input_tokens"], &cost["output_tokens"]),
+        (&json!(10), &json!(3))
+    );
     assert!(text(&cost["detail"]).contains("last 2 successful runs"));
     assert_eq!(reply.body["run_s"], 91);
     assert_eq!(reply.body["run_s_from"], "past_runs");
@@ -223,7 +245,11 @@ async fn a_crowded_minute_of_the_tenants_own_is_told() {
     let mut own = asked.clone();
     own["prompt_id"] = made["id"].clone();
     let reply = world.post(&tenant.key, PATH, own.clone()).await;
-    assert_eq!(reply.body["conflicts"][0]["other_prompts"], 10, "{}", reply.text);
+    assert_eq!(
+        reply.body["conflicts"][0]["other_prompts"], 10,
+        "{}",
+        reply.text
+    );
     world
         .sql(
             "UPDATE scheduled_prompts SET status = 'paused' WHERE id = (
