@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 
 use crate::{
     destination::{Destination, EmailAddress},
+    exclusion::{Exclusions, Holidays},
     fault::Fault,
     model::{ModelName, ModelSettings},
     outbound,
@@ -108,6 +109,8 @@ pub struct Rules<'a> {
     pub allow_echo: bool,
     /// Where the output goes when neither destinations nor a notification email are given.
     pub owner_email: Option<&'a str>,
+    /// The tenant's calendars, or at least those that the prompt names.
+    pub holidays: &'a Holidays,
 }
 
 /// All that a tenant says about a prompt, checked.
@@ -149,6 +152,12 @@ pub struct PromptSpec {
     #[serde(serialize_with = "form")]
     #[schema(value_type = Form)]
     schedule: Schedule,
+    /// On which days it is not due.
+    exclusions: Exclusions,
+    /// The prompt is woken up to so many minutes after its slot, always by the same time; a run's
+    /// slot is the slot itself. Less than the shortest time between two slots.
+    #[schema(minimum = 0, maximum = 60, default = 0)]
+    jitter_minutes: u32,
     // A description here would not fit beside the one of the inlined type.
     #[schema(inline)]
     overlap: Overlap,
@@ -244,7 +253,7 @@ impl PromptSpec {
         let mut after = before.clone();
         merge::apply(&mut after, patch);
         let untouched = before.get("schedule") == after.get("schedule");
-        parse::prompt(&after, Some(rules), untouched.then_some(&self.schedule))
+        parse::prompt(&after, Some(rules), untouched.then_some(self))
     }
 
     /// The prompt as stored and as the API returns it, every default spelled out.
@@ -258,6 +267,8 @@ impl PromptSpec {
     #[must_use]
     pub fn schedule_changed(&self, other: &Self) -> bool {
         self.schedule != other.schedule
+            || self.exclusions != other.exclusions
+            || self.jitter_minutes != other.jitter_minutes
     }
 
     /// The name that people see.
@@ -306,6 +317,27 @@ impl PromptSpec {
     #[must_use]
     pub fn schedule(&self) -> &Schedule {
         &self.schedule
+    }
+
+    /// On which days it is not due.
+    #[must_use]
+    pub fn exclusions(&self) -> &Exclusions {
+        &self.exclusions
+    }
+
+    /// Over how many minutes its wake-ups are spread; [`crate::jitter::delay`] has its share.
+    #[must_use]
+    pub fn jitter_minutes(&self) -> u32 {
+        self.jitter_minutes
+    }
+
+    /// The first slot after `after` that no exclusion takes. `None` as well where exclusions take
+    /// more slots in a row than are looked at.
+    #[must_use]
+    pub fn next_slot(&self, after: DateTime<Utc>, holidays: &Holidays) -> Option<DateTime<Utc>> {
+        let timezone = self.schedule.timezone();
+        self.exclusions
+            .first_slot(after, timezone, holidays, |after| self.schedule.next(after))
     }
 
     /// What a slot does that comes due while a run is going on.

@@ -281,7 +281,7 @@ fn what_is_stored_is_complete_and_reads_back() {
     let cases = [
         (
             json!({"type": "cron", "expression": " 0  9 * * 1-5 ", "end_at": "2026-03-01T02:00:00+02:00"}),
-            json!({"type": "cron", "expression": "0 9 * * 1-5", "timezone": "UTC", "end_at": "2026-03-01T00:00:00Z"}),
+            json!({"type": "cron", "expression": "0 9 * * 1-5", "dst_gap": "shift", "timezone": "UTC", "end_at": "2026-03-01T00:00:00Z"}),
         ),
         (
             json!({"type": "interval", "every_minutes": 45}),
@@ -297,15 +297,15 @@ fn what_is_stored_is_complete_and_reads_back() {
         ),
         (
             json!({"type": "daily", "at": "08:00", "timezone": "Asia/Kolkata"}),
-            json!({"type": "daily", "at": "08:00", "timezone": "Asia/Kolkata"}),
+            json!({"type": "daily", "at": "08:00", "dst_gap": "shift", "timezone": "Asia/Kolkata"}),
         ),
         (
             json!({"type": "weekly", "days": ["sun", "mon", "mon"], "at": "08:00"}),
-            json!({"type": "weekly", "days": ["mon", "sun"], "at": "08:00", "timezone": "UTC"}),
+            json!({"type": "weekly", "days": ["mon", "sun"], "at": "08:00", "dst_gap": "shift", "timezone": "UTC"}),
         ),
         (
             json!({"type": "monthly", "days": [15, 1, 15], "at": "09:00"}),
-            json!({"type": "monthly", "days": [1, 15], "at": "09:00", "timezone": "UTC"}),
+            json!({"type": "monthly", "days": [1, 15], "at": "09:00", "dst_gap": "shift", "timezone": "UTC"}),
         ),
         (
             json!({"type": "once", "at": "2026-07-01T13:00", "timezone": "America/Los_Angeles"}),
@@ -672,7 +672,8 @@ fn the_openapi_schema_is_a_union_told_apart_by_type() {
         );
         assert_eq!(schema["additionalProperties"], false, "{schema}");
         assert_eq!(
-            schema["properties"]["timezone"]["type"], "string",
+            schema["properties"]["timezone"]["type"],
+            json!(["string", "null"]),
             "{schema}"
         );
         let required = schema["required"].as_array().unwrap();

@@ -32,7 +32,9 @@ fn now() -> DateTime<Utc> {
 }
 
 fn parse(expression: &str, timezone: Tz) -> Option<Schedule> {
-    let sent = json!({"type": "cron", "expression": expression, "timezone": timezone.name()});
+    let sent = json!({
+        "type": "cron", "expression": expression, "timezone": timezone.name(), "dst_gap": "skip",
+    });
     Schedule::parse(&sent, now()).ok()
 }
 
@@ -262,7 +264,7 @@ proptest! {
         let end = start + Duration::minutes(length_min);
         let sent = json!({
             "type": "cron", "expression": expression, "timezone": timezone.name(),
-            "start_at": start, "end_at": end,
+            "start_at": start, "end_at": end, "dst_gap": "skip",
         });
         if let Some(open) = parse(&expression, timezone) {
             let first = open.next(start - Duration::minutes(1)).unwrap();

@@ -16,6 +16,7 @@ use shared::{
             Spent, Tokens,
         },
     },
+    exclusion::NO_HOLIDAYS,
     ids::{PromptId, RunId, TenantId},
     prompt::{Overlap, PromptSpec},
     run::{RunStatus, RunTrigger},
@@ -61,7 +62,7 @@ pub(crate) async fn fire(
         runs_left: due.runs_left,
     };
     let plan = slots::plan(due.next_run_at, due.now, policy, &due.open, |after| {
-        spec.schedule().next(after)
+        spec.next_slot(after, &NO_HOLIDAYS)
     });
     let attempts_max = attempts_max(&spec);
     let Some(slot) = claimable(&plan, &due, policy.overlap) else {

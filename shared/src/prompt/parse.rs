@@ -13,19 +13,21 @@ use super::{
 };
 use crate::{
     destination::{Destination, EmailAddress},
+    exclusion::Exclusions,
     fault::Fault,
     fields::Fields,
+    jitter::JITTER_MINUTES_MAX,
     model::{ModelName, ModelSettings, Provider},
-    schedule::{self, Schedule},
+    schedule::{self, Schedule, ScheduleType},
     template::Template,
 };
 
-/// Reads a prompt. `rules` is `None` for a stored one; `kept` is the schedule of a prompt whose patch
-/// does not touch it.
+/// Reads a prompt. `rules` is `None` for a stored one; `kept` is the prompt whose schedule a patch does
+/// not touch.
 pub(super) fn prompt(
     value: &Value,
     rules: Option<&Rules<'_>>,
-    kept: Option<&Schedule>,
+    kept: Option<&PromptSpec>,
 ) -> Result<PromptSpec, Vec<Fault>> {
     let mut fields = Fields::new(value);
     let context = fields.optional("context").object(CONTEXT_BYTES_MAX);
@@ -36,6 +38,8 @@ pub(super) fn prompt(
         .optional("system_text")
         .text_bytes(1..=TEXT_BYTES_MAX);
     let schedule = schedule(&mut fields, rules, kept);
+    let exclusions = exclusions(&mut fields, rules);
+    let jitter_minutes = jitter_minutes(&mut fields, schedule.as_ref());
     let model = model(&mut fields, rules);
     let model_settings = settings(&mut fields, model.as_ref(), rules);
     let notification_email = fields
@@ -83,6 +87,8 @@ pub(super) fn prompt(
             model_settings,
             context: context.cloned().unwrap_or_default(),
             schedule: schedule?,
+            exclusions,
+            jitter_minutes,
             overlap: overlap.unwrap_or_default(),
             catchup_window_s,
             misfire: misfire.unwrap_or_default(),
@@ -104,12 +110,12 @@ pub(super) fn prompt(
 fn schedule(
     fields: &mut Fields<'_>,
     rules: Option<&Rules<'_>>,
-    kept: Option<&Schedule>,
+    kept: Option<&PromptSpec>,
 ) -> Option<Schedule> {
     fields
         .required_such_as("schedule", r#"{"type": "daily", "at": "08:00"}"#)
         .parse(|value| match (kept, rules) {
-            (Some(kept), _) => Ok(kept.clone()),
+            (Some(kept), _) => Ok(kept.schedule.clone()),
             (None, None) => Schedule::from_stored(value),
             (None, Some(rules)) => due(value, rules),
         })
@@ -131,6 +137,50 @@ pub(super) fn due(value: &Value, rules: &Rules<'_>) -> Result<Schedule, Vec<Faul
         )]),
         Some(_) | None => Ok(schedule),
     }
+}
+
+fn exclusions(fields: &mut Fields<'_>, rules: Option<&Rules<'_>>) -> Exclusions {
+    let read = fields.optional("exclusions").parse(|value| {
+        let exclusions = Exclusions::parse(value)?;
+        let unknown = rules.map_or_else(Vec::new, |rules| rules.holidays.check(&exclusions));
+        if unknown.is_empty() {
+            Ok(exclusions)
+        } else {
+            Err(unknown)
+        }
+    });
+    read.unwrap_or_default()
+}
+
+/// A spread as long as the distance between two slots would wake the first after the second.
+fn jitter_minutes(fields: &mut Fields<'_>, schedule: Option<&Schedule>) -> u32 {
+    let minutes = fields
+        .optional("jitter_minutes")
+        .integer(0..=JITTER_MINUTES_MAX)
+        .unwrap_or(0);
+    let Some(schedule) = schedule.filter(|_| minutes > 0) else {
+        return minutes;
+    };
+    if schedule.kind() == ScheduleType::Manual {
+        fields.refuse(Fault::new(
+            "jitter_minutes",
+            "no_slots",
+            "a manual prompt has no slots to spread",
+            "leave jitter_minutes out",
+        ));
+    }
+    if let Some(gap) = schedule
+        .shortest_gap_minutes()
+        .filter(|gap| minutes >= *gap)
+    {
+        fields.refuse(Fault::new(
+            "jitter_minutes",
+            "jitter_too_long",
+            format!("two slots lie {gap} min apart"),
+            format!("send at most {}", gap - 1),
+        ));
+    }
+    minutes
 }
 
 fn model(fields: &mut Fields<'_>, rules: Option<&Rules<'_>>) -> Option<ModelName> {

@@ -5,6 +5,7 @@ use serde_json::json;
 use utoipa::PartialSchema;
 
 use super::*;
+use crate::exclusion::NO_HOLIDAYS;
 
 fn now() -> DateTime<Utc> {
     "2026-03-22T12:00:00Z".parse().unwrap()
@@ -20,6 +21,7 @@ fn with_rules<T>(use_rules: impl FnOnce(&Rules<'_>) -> T) -> T {
         default_timezone: chrono_tz::Europe::Paris,
         allow_echo: true,
         owner_email: Some("owner@example.com"),
+        holidays: &NO_HOLIDAYS,
     })
 }
 
@@ -53,6 +55,9 @@ fn full() -> Value {
         "context": {"topic": "energy", "reader": {"name": "Ann"}},
         "schedule": {"type": "interval", "every_minutes": 45, "timezone": "Asia/Tokyo",
                      "start_at": "2026-04-01T00:00:00Z", "end_at": "2027-04-01T00:00:00Z"},
+        "exclusions": {"dates": ["2026-12-25"], "ranges": [{"from": "2026-08-01", "to": "2026-08-14"}],
+                       "weekdays": ["sat", "sun"], "calendars": []},
+        "jitter_minutes": 44,
         "overlap": "buffer_one",
         "catchup_window_s": 0,
         "misfire": "run_all",
@@ -97,7 +102,9 @@ fn defaults_are_spelled_out() {
         "model": "echo/demo",
         "model_settings": {},
         "context": {},
-        "schedule": {"type": "daily", "at": "08:00", "timezone": "Europe/Paris"},
+        "schedule": {"type": "daily", "at": "08:00", "timezone": "Europe/Paris", "dst_gap": "shift"},
+        "exclusions": {"dates": [], "ranges": [], "weekdays": [], "calendars": []},
+        "jitter_minutes": 0,
         "overlap": "skip",
         "catchup_window_s": 900,
         "misfire": "run_latest",

@@ -11,8 +11,8 @@ use super::{
     cron::{Cron, Field as CronField, quoted},
     emit,
     form::{
-        CronSchedule, CronTag, DailySchedule, DailyTag, Day, Form, IntervalSchedule, IntervalTag,
-        ManualSchedule, ManualTag, MonthlySchedule, MonthlyTag, OnceSchedule, OnceTag,
+        CronSchedule, CronTag, DailySchedule, DailyTag, Day, DstGap, Form, IntervalSchedule,
+        IntervalTag, ManualSchedule, ManualTag, MonthlySchedule, MonthlyTag, OnceSchedule, OnceTag,
         ScheduleType, TimeOfDay, WeeklySchedule, WeeklyTag,
     },
     set::Set,
@@ -113,11 +113,17 @@ fn cron(fields: &mut Fields<'_>, window: Window) -> Option<(Form, Plan)> {
             return None;
         }
     };
-    let plan = wall_plan(fields, cron, window.timezone)?;
+    let dst_gap = dst_gap(fields).unwrap_or(if cron.fixed_hours {
+        DstGap::Shift
+    } else {
+        DstGap::Skip
+    });
+    let plan = wall_plan(fields, cron, window.timezone, dst_gap)?;
     let expression: Vec<&str> = text.split_ascii_whitespace().collect();
     let form = Form::Cron(CronSchedule {
         tag: CronTag::Cron,
         expression: expression.join(" "),
+        dst_gap,
         timezone: window.timezone,
         start_at: window.start_at,
         end_at: window.end_at,
@@ -164,7 +170,8 @@ fn interval(
         None if 60 % every.minutes() == 0 => {
             let minutes = (0..60).step_by(every.minutes() as usize).collect();
             let cron = Cron::every_day(minutes, CronField::Hour.all());
-            wall_plan(fields, cron, Tz::UTC)?
+            // UTC has no gap.
+            wall_plan(fields, cron, Tz::UTC, DstGap::Skip)?
         }
         anchor => Plan::Rate {
             anchor: first_slot(fields, anchor.or(window.start_at).or(now))?,
@@ -201,11 +208,14 @@ fn first_slot(fields: &mut Fields<'_>, anchor: Option<DateTime<Utc>>) -> Option<
 }
 
 fn daily(fields: &mut Fields<'_>, window: Window) -> Option<(Form, Plan)> {
-    let at = at(fields)?;
-    let plan = plan_at(fields, at, window, |_| {})?;
+    let at = at(fields);
+    let dst_gap = dst_gap(fields).unwrap_or(DstGap::Shift);
+    let at = at?;
+    let plan = plan_at(fields, at, window, dst_gap, |_| {})?;
     let form = Form::Daily(DailySchedule {
         tag: DailyTag::Daily,
         at,
+        dst_gap,
         timezone: window.timezone,
         start_at: window.start_at,
         end_at: window.end_at,
@@ -218,6 +228,7 @@ fn weekly(fields: &mut Fields<'_>, window: Window) -> Option<(Form, Plan)> {
         item.word(&Day::ALL, |(_, name, _)| name)
     });
     let at = at(fields);
+    let dst_gap = dst_gap(fields).unwrap_or(DstGap::Shift);
     let (named, at) = (named?, at?);
     let days: Vec<Day> = Day::ALL
         .iter()
@@ -225,11 +236,12 @@ fn weekly(fields: &mut Fields<'_>, window: Window) -> Option<(Form, Plan)> {
         .map(|(day, _, _)| *day)
         .collect();
     let weekdays: Set = named.iter().map(|(_, _, number)| *number).collect();
-    let plan = plan_at(fields, at, window, |cron| cron.weekdays = weekdays)?;
+    let plan = plan_at(fields, at, window, dst_gap, |cron| cron.weekdays = weekdays)?;
     let form = Form::Weekly(WeeklySchedule {
         tag: WeeklyTag::Weekly,
         days,
         at,
+        dst_gap,
         timezone: window.timezone,
         start_at: window.start_at,
         end_at: window.end_at,
@@ -240,12 +252,14 @@ fn weekly(fields: &mut Fields<'_>, window: Window) -> Option<(Form, Plan)> {
 fn monthly(fields: &mut Fields<'_>, window: Window) -> Option<(Form, Plan)> {
     let days = days(fields, "[1, 15]", 31, |item| item.integer(1..=31));
     let at = at(fields);
+    let dst_gap = dst_gap(fields).unwrap_or(DstGap::Shift);
     let (days, at) = (days?.into_iter().collect::<Set>(), at?);
-    let plan = plan_at(fields, at, window, |cron| cron.days = days)?;
+    let plan = plan_at(fields, at, window, dst_gap, |cron| cron.days = days)?;
     let form = Form::Monthly(MonthlySchedule {
         tag: MonthlyTag::Monthly,
         days: days.iter().collect(),
         at,
+        dst_gap,
         timezone: window.timezone,
         start_at: window.start_at,
         end_at: window.end_at,
@@ -298,14 +312,15 @@ fn plan_at(
     fields: &mut Fields<'_>,
     at: TimeOfDay,
     window: Window,
+    dst_gap: DstGap,
     restrict: impl FnOnce(&mut Cron),
 ) -> Option<Plan> {
     let mut cron = Cron::every_day(Set::span(at.minute, at.minute), Set::span(at.hour, at.hour));
     restrict(&mut cron);
-    wall_plan(fields, cron, window.timezone)
+    wall_plan(fields, cron, window.timezone, dst_gap)
 }
 
-fn wall_plan(fields: &mut Fields<'_>, cron: Cron, timezone: Tz) -> Option<Plan> {
+fn wall_plan(fields: &mut Fields<'_>, cron: Cron, timezone: Tz, dst_gap: DstGap) -> Option<Plan> {
     let arms = emit::expressions(&cron).and_then(|expressions| {
         let arms: Option<Vec<Arm>> = expressions.into_iter().map(Arm::new).collect();
         arms.ok_or_else(|| {
@@ -322,12 +337,19 @@ fn wall_plan(fields: &mut Fields<'_>, cron: Cron, timezone: Tz) -> Option<Plan> 
             cron,
             arms,
             timezone,
+            dst_gap,
         }),
         Err(fault) => {
             fields.refuse(fault);
             None
         }
     }
+}
+
+fn dst_gap(fields: &mut Fields<'_>) -> Option<DstGap> {
+    fields
+        .optional("dst_gap")
+        .word(&DstGap::ALL, DstGap::as_str)
 }
 
 fn at(fields: &mut Fields<'_>) -> Option<TimeOfDay> {

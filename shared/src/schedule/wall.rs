@@ -11,6 +11,8 @@ use chrono::{
 };
 use chrono_tz::{GapInfo, Tz};
 
+use super::form::DstGap;
+
 /// How many local times in a row may fall into gaps. No zone skips more than a few a year, and no
 /// expression names skipped times only.
 const GAPS_MAX: usize = 64;
@@ -78,20 +80,33 @@ fn year_kind(year: i32) -> Option<(Weekday, bool)> {
 }
 
 /// The first instant after `after` at which one of `arms` is due in `timezone`.
-pub(super) fn next(arms: &[Arm], timezone: Tz, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
+pub(super) fn next(
+    arms: &[Arm],
+    timezone: Tz,
+    dst_gap: DstGap,
+    after: DateTime<Utc>,
+) -> Option<DateTime<Utc>> {
     let from = search_from(timezone, after);
     arms.iter()
-        .filter_map(|arm| next_of_arm(arm, timezone, from))
+        .filter_map(|arm| next_of_arm(arm, timezone, dst_gap, from))
         .min()
 }
 
-fn next_of_arm(arm: &Arm, timezone: Tz, from: NaiveDateTime) -> Option<DateTime<Utc>> {
+fn next_of_arm(
+    arm: &Arm,
+    timezone: Tz,
+    dst_gap: DstGap,
+    from: NaiveDateTime,
+) -> Option<DateTime<Utc>> {
     let mut from = from;
     for _ in 0..GAPS_MAX {
         let wall = arm.next_wall(from)?;
-        match resolve(timezone, wall) {
-            Resolved::At(at) => return Some(at),
-            Resolved::Gap { ends } => from = ends - Duration::seconds(1),
+        match (resolve(timezone, wall), dst_gap) {
+            (Resolved::Once(at) | Resolved::FirstPass(at), _)
+            | (Resolved::Gap { ends: at }, DstGap::Shift) => return Some(at),
+            (Resolved::Gap { ends }, DstGap::Skip) => {
+                from = local(timezone, ends) - Duration::seconds(1);
+            }
         }
     }
     None
@@ -99,31 +114,54 @@ fn next_of_arm(arm: &Arm, timezone: Tz, from: NaiveDateTime) -> Option<DateTime<
 
 /// Where a local time lies in UTC.
 pub(super) enum Resolved {
-    /// It exists.
-    At(DateTime<Utc>),
-    /// The clock jumps over it; `ends` is the first local time after the jump.
-    Gap { ends: NaiveDateTime },
+    /// It exists once.
+    Once(DateTime<Utc>),
+    /// It comes twice, first at this instant.
+    FirstPass(DateTime<Utc>),
+    /// The clock jumps over it; `ends` is the first instant after the jump.
+    Gap { ends: DateTime<Utc> },
 }
 
 /// Places a local time in its zone: one that is skipped is a gap, one that comes twice is its first
 /// pass. EventBridge Scheduler documents both ("Schedule types", daylight saving time).
 pub(super) fn resolve(timezone: Tz, wall: NaiveDateTime) -> Resolved {
     match timezone.from_local_datetime(&wall) {
-        MappedLocalTime::Single(at) | MappedLocalTime::Ambiguous(at, _) => {
-            Resolved::At(at.to_utc())
-        }
+        MappedLocalTime::Single(at) => Resolved::Once(at.to_utc()),
+        MappedLocalTime::Ambiguous(first, _) => Resolved::FirstPass(first.to_utc()),
         MappedLocalTime::None => Resolved::Gap {
-            ends: GapInfo::new(&wall, &timezone)
-                .and_then(|gap| gap.end)
-                .map_or(wall + Duration::minutes(1), |end| end.naive_local()),
+            ends: gap_end(timezone, wall),
         },
     }
 }
 
+/// The first instant after the gap in which a local time lies: on the old clock, the gap's beginning.
+fn gap_end(timezone: Tz, wall: NaiveDateTime) -> DateTime<Utc> {
+    let begin = GapInfo::new(&wall, &timezone).and_then(|gap| gap.begin);
+    match begin {
+        Some((begin, offset)) => (begin - offset.fix()).and_utc(),
+        None => {
+            let day = Duration::days(1);
+            Change::between(timezone, wall.and_utc() - day, wall.and_utc() + day).at
+        }
+    }
+}
+
+/// The first instant of a date in `timezone`; of a date that its clock skipped, of the date after it.
+pub(crate) fn day_start(timezone: Tz, date: NaiveDate) -> DateTime<Utc> {
+    match resolve(timezone, date.and_time(NaiveTime::MIN)) {
+        Resolved::Once(at) | Resolved::FirstPass(at) | Resolved::Gap { ends: at } => at,
+    }
+}
+
+/// What the clock of `timezone` shows.
+pub(super) fn local(timezone: Tz, at: DateTime<Utc>) -> NaiveDateTime {
+    at.with_timezone(&timezone).naive_local()
+}
+
 /// The local time after which the slots after `after` lie. In the second pass of a fold that is the
 /// fold's end, because its local times were due in the first pass.
-fn search_from(timezone: Tz, after: DateTime<Utc>) -> NaiveDateTime {
-    let wall = after.with_timezone(&timezone).naive_local();
+pub(super) fn search_from(timezone: Tz, after: DateTime<Utc>) -> NaiveDateTime {
+    let wall = local(timezone, after);
     match timezone.from_local_datetime(&wall) {
         MappedLocalTime::Ambiguous(first, _) if first < after => {
             fold_end(timezone, first.to_utc(), after) - Duration::seconds(1)

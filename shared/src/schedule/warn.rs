@@ -17,6 +17,7 @@ pub(super) fn schedule(schedule: &Schedule, now: DateTime<Utc>) -> Vec<Warning> 
             cron,
             arms,
             timezone,
+            ..
         } => {
             let mut warnings: Vec<Warning> = cron.surprises.iter().copied().map(surprise).collect();
             warnings.extend(every_minute(cron));
