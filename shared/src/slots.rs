@@ -6,8 +6,9 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::{
-    ids::RunId,
-    prompt::{Misfire, Overlap},
+    ids::{PromptId, RunId},
+    jitter,
+    prompt::{Misfire, Overlap, PromptSpec},
 };
 
 /// A slot found within this time of its instant is on time, whatever the misfire policy: a
@@ -53,6 +54,20 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// What a prompt says, with the runs that `max_runs` leaves it.
+    #[must_use]
+    pub fn of(spec: &PromptSpec, prompt_id: PromptId, runs_left: Option<u64>) -> Self {
+        Self {
+            overlap: spec.overlap(),
+            overlap_runs_max: spec.overlap_runs_max(),
+            misfire: spec.misfire(),
+            catchup_window_s: spec.catchup_window_s(),
+            jitter: TimeDelta::minutes(spec.jitter_minutes().into()),
+            delay: jitter::delay(prompt_id, spec.jitter_minutes()),
+            runs_left,
+        }
+    }
+
     /// How many of the prompt's runs may be under way at once.
     #[must_use]
     pub fn at_once(&self) -> u32 {
@@ -65,6 +80,11 @@ impl Policy {
     /// How long after its instant a slot may still run.
     fn worth_running(&self) -> TimeDelta {
         self.jitter + TimeDelta::seconds(self.catchup_window_s.into()).max(ON_TIME)
+    }
+
+    fn room(&self, open: &OpenRuns) -> usize {
+        let room = self.overlap_runs_max.saturating_sub(open.count);
+        usize::try_from(room).unwrap_or(usize::MAX)
     }
 
     fn is_on_time(&self, slot: DateTime<Utc>, now: DateTime<Utc>) -> bool {
@@ -317,7 +337,7 @@ fn overlap(rows: &mut [Planned], policy: Policy, open: &OpenRuns) -> Option<RunI
         Overlap::Skip => 0..0,
         // The latest waits, whatever waited before.
         Overlap::BufferOne => runs.saturating_sub(1)..runs,
-        Overlap::AllowAll => 0..policy.overlap_runs_max.saturating_sub(open.count) as usize,
+        Overlap::AllowAll => 0..policy.room(open),
     };
     for (number, row) in rows.iter_mut().filter(|row| row.fate.runs()).enumerate() {
         if !room.contains(&number) {
@@ -357,7 +377,7 @@ fn pace(
     if policy.is_on_time(oldest.scheduled_for, now) {
         return;
     }
-    let until_next = following.map_or(TimeDelta::MAX, |slot| slot - now);
+    let until_next = following.map_or(PACE_MAX * count, |slot| slot - now);
     let distance = TimeDelta::seconds((until_next / count).num_seconds()).clamp(PACE_MIN, PACE_MAX);
     let mut begins = TimeDelta::zero();
     for row in rows.iter_mut().filter(|row| row.fate.runs()) {
