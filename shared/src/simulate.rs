@@ -100,7 +100,7 @@ pub struct SimulatedSlot {
     pub local: String,
     /// What becomes of it.
     pub outcome: Outcome,
-    /// Why it does not just run: a stable word, such as `overlap`, `max_runs`, `downtime`,
+    /// Why it does not just run: a stable word, such as `overlap`, `replaced`, `max_runs`, `downtime`,
     /// `too_late` or `dst_gap`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, nullable = false)]
@@ -198,7 +198,7 @@ pub struct Totals {
     /// Those among them that run later than due.
     #[schema(minimum = 0)]
     pub wait: u32,
-    /// Those that another run is in the way of.
+    /// Those that another run is in the way of, or has taken the place of.
     #[schema(minimum = 0)]
     pub skipped_overlap: u32,
     /// Those that `max_runs` leaves no room for.

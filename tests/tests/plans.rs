@@ -19,13 +19,14 @@ use shared::db::{
     idempotency,
     migrate::{self, RolePasswords},
     preview,
-    prompts::{self, DroppedSlots, NewSpec, NewStatus, Order, PromptStatus, Sort},
+    prompts::{self, NewSpec, NewStatus, Order, PromptStatus, Sort},
     retention,
     runs::{self, AfterFailure, Changed},
     system, tenants,
 };
 use shared::run::RunStatus;
 use shared::secret::Secret;
+use shared::slots::Dropped;
 use tests::stage::{Stage, migrations_hash, spec};
 use tests::tap::Tap;
 use tests::worker::{LONG_MS, fail, failure, take_delivery};
@@ -141,6 +142,9 @@ async fn call_the_rest(world: &World) {
     tenants::set_status(&tx, tenants::TenantStatus::Suspended)
         .await
         .unwrap();
+    tenants::set_status(&tx, tenants::TenantStatus::Active)
+        .await
+        .unwrap();
     tenants::rotate_webhook_secret(&tx, b"new").await.unwrap();
     auth::revoke_key(&tx, a.key).await.unwrap();
     tx.commit().await.unwrap();
@@ -223,14 +227,12 @@ async fn change_prompts(world: &World) {
     prompts::limits_to_create(&tx, tenant.user).await.unwrap();
     prompts::get_to_change(&tx, id).await.unwrap();
     prompts::get_to_resume(&tx, id).await.unwrap();
-    let slots = DroppedSlots {
-        id,
+    let slots = Dropped {
         first: Utc::now(),
         last: Utc::now(),
         count: 1,
-        reason: "paused",
     };
-    prompts::drop_slots(&tx, &slots).await.unwrap();
+    prompts::drop_slots(&tx, id, slots, "paused").await.unwrap();
     let change = NewSpec {
         id,
         version: 1,
@@ -262,7 +264,7 @@ async fn change_runs(world: &World) {
         if defers {
             runs::defer(look, &locked, 0).await.unwrap();
         } else {
-            runs::skip_over_limit(look, &locked).await.unwrap();
+            runs::skip(look, &locked, "max_runs").await.unwrap();
         }
     }
     runs::renew(tx().await, &a.running, LONG_MS).await.unwrap();

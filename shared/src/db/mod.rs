@@ -12,6 +12,7 @@ mod error;
 pub mod health;
 pub mod history;
 pub mod idempotency;
+pub mod looks;
 pub mod migrate;
 pub mod preview;
 pub mod prompts;

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use chrono::{NaiveDate, TimeDelta};
 use proptest::prelude::*;
@@ -14,7 +14,7 @@ use crate::{
     outbound,
     prompt::{Overlap, PromptSpec, Rules},
     schedule::OccurrenceKind,
-    slots::{self, Fate, OpenRun, Policy},
+    slots::{self, Fate, Look, OpenRuns, Policy, SharedRow},
 };
 
 const NOW: &str = "2026-03-22T12:00:00Z";
@@ -294,14 +294,15 @@ fn long_runs_meet_the_overlap_policy() {
     );
 
     let buffer = simulate(&body("buffer_one"));
-    assert_eq!(buffer.slots[1].outcome, Outcome::Wait);
-    assert_eq!(buffer.slots[1].starts_at, Some(at("2026-06-01T00:25:00Z")));
-    assert_eq!(buffer.slots[1].reason, Some("overlap"));
+    assert_eq!(buffer.slots[1].outcome, Outcome::Skipped);
+    assert_eq!(buffer.slots[1].reason, Some("replaced"));
+    assert_eq!(buffer.slots[2].outcome, Outcome::Wait);
+    assert_eq!(buffer.slots[2].starts_at, Some(at("2026-06-01T00:25:00Z")));
+    assert_eq!(buffer.slots[2].reason, Some("overlap"));
     assert_eq!(
-        buffer.slots[1].detail.as_deref(),
+        buffer.slots[2].detail.as_deref(),
         Some("waits for the run of 2026-06-01 01:00:00")
     );
-    assert_eq!(buffer.slots[2].outcome, Outcome::Skipped);
     assert!(buffer.totals.wait > 0 && buffer.totals.run > skip.totals.run);
     // What still waits when the range ends is played to its start.
     let waits = buffer
@@ -309,6 +310,12 @@ fn long_runs_meet_the_overlap_policy() {
         .iter()
         .filter(|slot| slot.outcome == Outcome::Wait);
     assert!(waits.into_iter().all(|slot| slot.starts_at.is_some()));
+
+    let mut all = body("allow_all");
+    all["overlap_runs_max"] = json!(2);
+    let all = simulate(&all);
+    assert_eq!((all.totals.run, all.totals.skipped_overlap), (4, 1));
+    assert_eq!(all.slots[2].outcome, Outcome::Skipped);
 }
 
 #[test]
@@ -661,15 +668,19 @@ struct Row {
     starts: Option<DateTime<Utc>>,
 }
 
-/// The planner as it works: every ten seconds somebody looks, plans what is due, claims what may run.
-/// Written without the simulator, to be compared with it.
+/// The planner as it works: somebody looks, plans what is due, claims what may run. Written without
+/// the simulator, to be compared with it.
 struct Worker {
     spec: PromptSpec,
+    policy: Policy,
     run: TimeDelta,
+    until: DateTime<Utc>,
     claimed: u64,
     next: Option<DateTime<Utc>>,
+    /// Slot and end.
     running: Vec<(DateTime<Utc>, DateTime<Utc>)>,
-    queued: VecDeque<DateTime<Utc>>,
+    /// Slot, and when it is available.
+    queued: BTreeMap<DateTime<Utc>, DateTime<Utc>>,
     rows: BTreeMap<DateTime<Utc>, Row>,
 }
 
@@ -679,107 +690,180 @@ fn run_id(slot: DateTime<Utc>) -> RunId {
 
 impl Worker {
     fn is_completed(&self) -> bool {
-        self.spec
-            .max_runs()
-            .is_some_and(|max| self.claimed >= u64::from(max))
+        let max = self.spec.max_runs();
+        max.is_some_and(|max| self.claimed >= u64::from(max))
     }
 
-    fn may_run(&self) -> bool {
-        match self.spec.overlap() {
-            Overlap::AllowAll => true,
-            Overlap::Skip | Overlap::BufferOne => self.running.is_empty(),
-        }
+    fn next_after(&self, slot: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let next = self.spec.next_slot(slot, &NO_HOLIDAYS);
+        next.filter(|next| *next <= self.until)
     }
 
-    fn claim(&mut self, now: DateTime<Utc>) {
-        while !self.queued.is_empty() && self.may_run() {
-            let slot = self.queued.pop_front().unwrap();
-            self.claimed += 1;
-            self.running.push((slot, now + self.run));
-            self.rows.get_mut(&slot).unwrap().starts = Some(now);
-            if self.is_completed() {
-                self.next = None;
+    /// The instants at which something may happen.
+    fn happens(&self) -> Vec<DateTime<Utc>> {
+        let looked = self.next.map(|next| next + self.policy.delay);
+        let ends = self.running.iter().map(|(_, ends)| *ends);
+        ends.chain(self.queued.values().copied())
+            .chain(looked)
+            .collect()
+    }
+
+    fn claim(&mut self, slot: DateTime<Utc>, now: DateTime<Utc>) {
+        self.queued.remove(&slot);
+        self.claimed += 1;
+        self.running.push((slot, now + self.run));
+        self.rows.get_mut(&slot).unwrap().starts = Some(now);
+        if self.is_completed() {
+            let first = self.next.take().filter(|first| *first <= now);
+            let dropped =
+                first.and_then(|first| slots::dropped(first, now, |after| self.next_after(after)));
+            if let Some(dropped) = dropped {
+                self.write(dropped.first, "max_runs", dropped.count);
             }
         }
+    }
+
+    /// The oldest slot goes first, unless all may run at once.
+    fn claim_queued(&mut self, now: DateTime<Utc>) {
+        let at_once = usize::try_from(self.policy.at_once()).unwrap();
+        for (slot, available) in self.queued.clone() {
+            let oldest = self.queued.keys().next() == Some(&slot);
+            let in_turn = oldest || self.spec.overlap() == Overlap::AllowAll;
+            if available <= now && self.running.len() < at_once && in_turn {
+                self.claim(slot, now);
+            }
+        }
+    }
+
+    fn write(&mut self, slot: DateTime<Utc>, what: &'static str, count: i32) {
+        let count = u32::try_from(count).unwrap();
+        let row = Row {
+            slot,
+            count,
+            what,
+            starts: None,
+        };
+        self.rows.insert(slot, row);
+    }
+
+    fn open(&self) -> OpenRuns {
+        let running = self.running.first().map(|(slot, _)| *slot);
+        let oldest = self.queued.keys().next().copied();
+        OpenRuns {
+            count: u32::try_from(self.running.len() + self.queued.len()).unwrap(),
+            running: u32::try_from(self.running.len()).unwrap(),
+            in_the_way: running.or(oldest).map(run_id),
+            waiting: self.queued.keys().next_back().map(|slot| run_id(*slot)),
+        }
+    }
+
+    fn shared(&self) -> Option<SharedRow> {
+        let (slot, row) = self.rows.last_key_value()?;
+        let is_missed = !["run", "overlap", "replaced", "max_runs"].contains(&row.what);
+        let until = (1..row.count).try_fold(*slot, |slot, _| self.next_after(slot))?;
+        (row.count > 1 && is_missed).then_some(SharedRow {
+            run_id: run_id(*slot),
+            until,
+        })
     }
 
     fn look(&mut self, now: DateTime<Utc>) {
         while let Some(first) = self.next.filter(|next| *next <= now) {
-            let open: Vec<OpenRun> = self
-                .running
-                .iter()
-                .map(|(slot, _)| (slot, false))
-                .chain(self.queued.iter().map(|slot| (slot, true)))
-                .map(|(slot, queued)| OpenRun {
-                    id: run_id(*slot),
-                    queued,
-                })
-                .collect();
             let waiting = u64::try_from(self.queued.len()).unwrap();
             let policy = Policy {
-                overlap: self.spec.overlap(),
-                misfire: self.spec.misfire(),
-                catchup_window_s: self.spec.catchup_window_s(),
                 runs_left: self
                     .spec
                     .max_runs()
                     .map(|max| u64::from(max).saturating_sub(self.claimed + waiting)),
+                ..self.policy
             };
-            let spec = self.spec.clone();
-            let plan = slots::plan(first, now, policy, &open, |after| {
-                spec.next_slot(after, &NO_HOLIDAYS)
+            let look = Look {
+                first,
+                now,
+                shared: self.shared(),
+                open: self.open(),
+            };
+            let plan = slots::plan(look, policy, |after| {
+                self.spec.next_slot(after, &NO_HOLIDAYS)
             });
-            self.next = plan.next;
-            for row in plan.rows {
-                let slot = row.scheduled_for;
-                let (what, count) = match row.fate {
-                    Fate::Run => {
-                        self.queued.push_back(slot);
-                        ("run", 1)
-                    }
-                    Fate::Overlapped { .. } => ("overlap", 1),
-                    Fate::OverLimit => ("max_runs", 1),
-                    Fate::Missed { reason, count, .. } => (reason, u32::try_from(count).unwrap()),
-                };
-                self.rows.insert(
-                    slot,
-                    Row {
-                        slot,
-                        count,
-                        what,
-                        starts: None,
-                    },
-                );
+            self.next = plan.next.filter(|next| *next <= self.until);
+            if let Some(extension) = plan.extension {
+                let row = self.rows.values_mut().next_back().unwrap();
+                assert_eq!(run_id(row.slot), extension.run_id);
+                row.count += u32::try_from(extension.count).unwrap();
             }
-            self.claim(now);
+            if let Some(replaced) = plan.replaced {
+                let slot = *self
+                    .queued
+                    .keys()
+                    .find(|slot| run_id(**slot) == replaced)
+                    .unwrap();
+                self.queued.remove(&slot);
+                self.rows.get_mut(&slot).unwrap().what = "replaced";
+            }
+            for row in &plan.rows {
+                let slot = row.scheduled_for;
+                match row.fate {
+                    Fate::Run { after } => {
+                        self.queued.insert(slot, now + after);
+                        self.write(slot, "run", 1);
+                    }
+                    Fate::Overlapped { .. } => self.write(slot, "overlap", 1),
+                    Fate::OverLimit => self.write(slot, "max_runs", 1),
+                    Fate::Missed { reason, count, .. } => self.write(slot, reason, count),
+                }
+            }
+            if let Some(slot) = plan.begins(policy, &look.open) {
+                self.claim(slot, now);
+            }
+            if !plan.is_cut {
+                break;
+            }
         }
     }
 }
 
 fn step_by_step(request: &Request, run_s: u32, until: DateTime<Utc>) -> Vec<Row> {
     let spec = request.spec.clone();
+    let id = request.prompt_id.unwrap_or(PromptId::from(Uuid::nil()));
     let mut now = request.span.after;
     let mut worker = Worker {
-        next: spec.next_slot(now, &NO_HOLIDAYS),
+        policy: Policy::of(&spec, id, None),
+        next: spec
+            .next_slot(now, &NO_HOLIDAYS)
+            .filter(|next| *next <= until),
         spec,
         run: TimeDelta::seconds(run_s.into()),
+        until,
         claimed: 0,
         running: Vec::new(),
-        queued: VecDeque::new(),
+        queued: BTreeMap::new(),
         rows: BTreeMap::new(),
     };
-    while now <= until || !worker.queued.is_empty() {
-        worker.running.retain(|(_, ends)| *ends > now);
+    if request.prompt_id.is_none() {
+        worker.policy.delay = TimeDelta::zero();
+    }
+    while worker.next.is_some() || !worker.queued.is_empty() {
         let down = request
             .downtime
-            .is_some_and(|one| one.from <= now && now < one.until);
-        if !down {
-            worker.claim(now);
-            if now <= until {
+            .filter(|down| down.from <= now && now < down.until);
+        worker.running.retain(|(_, ends)| *ends > now);
+        if down.is_none() {
+            worker.claim_queued(now);
+            if worker
+                .next
+                .is_some_and(|next| next + worker.policy.delay <= now)
+            {
                 worker.look(now);
+                worker.claim_queued(now);
             }
         }
-        now += TimeDelta::seconds(10);
+        let later = worker.happens().into_iter().filter(|at| *at > now).min();
+        now = match (down, later) {
+            (None, Some(later)) => later,
+            (Some(down), later) => later.map_or(down.until, |later| later.min(down.until)),
+            (None, None) => break,
+        };
     }
     worker.rows.into_values().collect()
 }
@@ -791,7 +875,7 @@ fn rows_of(simulation: &Simulation) -> Vec<Row> {
         .iter()
         .map(|slot| {
             let (what, starts) = match slot.outcome {
-                Outcome::Run => ("run", Some(slot.scheduled_for)),
+                Outcome::Run => ("run", slot.starts_at.or(Some(slot.scheduled_for))),
                 Outcome::Wait => ("run", slot.starts_at),
                 Outcome::Skipped | Outcome::Missed => (slot.reason.unwrap(), None),
             };
@@ -841,7 +925,11 @@ fn bodies() -> impl Strategy<Value = Value> {
         Just("2026-06-01T00:00:00Z"),
     ];
     let policies = (
-        prop_oneof![Just("skip"), Just("buffer_one"), Just("allow_all")],
+        prop_oneof![
+            Just(("skip", 1)),
+            Just(("buffer_one", 1)),
+            (1u32..=5).prop_map(|runs_max| ("allow_all", runs_max)),
+        ],
         prop_oneof![Just("skip"), Just("run_latest"), Just("run_all")],
         prop_oneof![Just(0u32), Just(900), 0u32..20_000],
         proptest::option::of(1u32..40),
@@ -858,7 +946,7 @@ fn bodies() -> impl Strategy<Value = Value> {
         down,
     )
         .prop_map(|(schedule, from, hours, policies, weekdays, tens, down)| {
-            let (overlap, misfire, catchup_window_s, max_runs) = policies;
+            let ((overlap, runs_max), misfire, catchup_window_s, max_runs) = policies;
             let start = at(from);
             let down = down.map(|(first, length)| {
                 let first = start + TimeDelta::seconds(first * 10);
@@ -866,17 +954,77 @@ fn bodies() -> impl Strategy<Value = Value> {
             });
             json!({
                 "schedule": schedule, "after": from, "until": start + TimeDelta::hours(hours),
-                "overlap": overlap, "misfire": misfire, "catchup_window_s": catchup_window_s,
+                "overlap": overlap, "overlap_runs_max": runs_max, "misfire": misfire, "catchup_window_s": catchup_window_s,
                 "max_runs": max_runs, "exclusions": { "weekdays": weekdays },
                 "assumed_run_s": tens * 10, "assumed_downtime": down,
             })
         })
 }
 
+/// The same for a prompt with an id and a jitter, where its schedule has room for that.
+fn read(body: &Value, jitter: Option<u32>) -> Request {
+    let mut spread = body.clone();
+    spread["jitter_minutes"] = json!(jitter);
+    spread["prompt_id"] = json!(Uuid::from_u128(u128::from(jitter.unwrap_or(0)) << 64));
+    let new = Past {
+        run_count: 0,
+        ..past()
+    };
+    with_rules(&NO_HOLIDAYS, |rules| {
+        Request::parse(&spread, rules, Some(new)).or_else(|_| Request::parse(body, rules, None))
+    })
+    .unwrap()
+}
+
+fn jitters() -> impl Strategy<Value = Option<u32>> {
+    proptest::option::of(1u32..=60)
+}
+
+#[test]
+fn a_catch_up_is_played_as_it_is_worked() {
+    // Runs of a catch-up wait for their time, and a slot that comes due meanwhile goes first.
+    let overtaken = json!({
+        "schedule": { "type": "interval", "every_minutes": 4, "anchor": "2026-06-01T00:00:00Z" },
+        "after": "2026-06-01T00:00:00Z", "until": "2026-06-01T02:00:00Z", "overlap": "allow_all",
+        "overlap_runs_max": 20, "misfire": "run_all", "catchup_window_s": 3_600, "assumed_run_s": 10,
+        "assumed_downtime": { "from": "2026-06-01T00:10:00Z", "until": "2026-06-01T00:51:55Z" },
+    });
+    let request = read(&overtaken, None);
+    let simulation = run(&request, &NO_HOLIDAYS, &Catalog::shipped());
+    assert_eq!(
+        rows_of(&simulation),
+        step_by_step(&request, 10, simulation.range.until)
+    );
+    let starts = simulation.slots.windows(2).map(|pair| {
+        let start = |slot: &SimulatedSlot| slot.starts_at.unwrap_or(slot.scheduled_for);
+        start(&pair[0]) <= start(&pair[1])
+    });
+    assert!(
+        starts.into_iter().any(|in_order| !in_order),
+        "{:?}",
+        simulation.slots
+    );
+
+    // A downtime of a month is accounted for in parts, which share a row.
+    let month = json!({
+        "schedule": { "type": "interval", "every_minutes": 1 }, "after": "2026-06-01T00:00:00Z",
+        "until": "2026-07-02T00:00:00Z", "assumed_run_s": 30,
+        "assumed_downtime": { "from": "2026-06-01T12:00:00Z", "until": "2026-07-01T12:00:00Z" },
+    });
+    let request = read(&month, None);
+    let simulation = run(&request, &NO_HOLIDAYS, &Catalog::shipped());
+    let worked = step_by_step(&request, 30, simulation.range.until);
+    let simulated = rows_of(&simulation);
+    assert_eq!(simulated, worked[..simulated.len()]);
+    assert_eq!(simulation.totals.missed, 43_198);
+    let shared = simulation.slots.iter().map(|slot| slot.slots_count).max();
+    assert!(shared.unwrap() > 40_000, "{shared:?}");
+}
+
 proptest! {
     #[test]
-    fn the_simulator_agrees_with_the_planner_step_by_step(body in bodies()) {
-        let request = with_rules(&NO_HOLIDAYS, |rules| Request::parse(&body, rules, None)).unwrap();
+    fn the_simulator_agrees_with_the_planner_step_by_step(body in bodies(), jitter in jitters()) {
+        let request = read(&body, jitter);
         let simulation = run(&request, &NO_HOLIDAYS, &Catalog::shipped());
         let worked = step_by_step(&request, simulation.run_s, simulation.range.until);
         let simulated = rows_of(&simulation);
@@ -888,8 +1036,10 @@ proptest! {
         let totals = simulation.totals;
         prop_assert_eq!(totals.due, count(&|_| true));
         prop_assert_eq!(totals.run, count(&|row| row.what == "run"));
-        prop_assert_eq!(totals.wait, count(&|row| row.starts.is_some_and(|at| at > row.slot)));
-        prop_assert_eq!(totals.skipped_overlap, count(&|row| row.what == "overlap"));
+        let delay = TimeDelta::seconds(simulation.jitter.and_then(|told| told.delay_s).unwrap_or(0));
+        prop_assert_eq!(totals.wait, count(&|row| row.starts.is_some_and(|at| at > row.slot + delay)));
+        let in_the_way = |row: &Row| ["overlap", "replaced"].contains(&row.what);
+        prop_assert_eq!(totals.skipped_overlap, count(&in_the_way));
         prop_assert_eq!(totals.skipped_max_runs, count(&|row| row.what == "max_runs"));
         prop_assert_eq!(
             totals.due,
@@ -898,8 +1048,8 @@ proptest! {
     }
 
     #[test]
-    fn every_time_of_the_range_is_accounted_for(body in bodies()) {
-        let request = with_rules(&NO_HOLIDAYS, |rules| Request::parse(&body, rules, None)).unwrap();
+    fn every_time_of_the_range_is_accounted_for(body in bodies(), jitter in jitters()) {
+        let request = read(&body, jitter);
         let simulation = run(&request, &NO_HOLIDAYS, &Catalog::shipped());
         let schedule = request.spec.schedule();
         let until = simulation.range.until;

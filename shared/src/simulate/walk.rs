@@ -12,10 +12,9 @@ use super::{
 };
 use crate::{
     exclusion::{Excluded, Holidays},
-    ids::RunId,
-    prompt::Overlap,
+    ids::{PromptId, RunId},
     schedule::{Occurrence, OccurrenceKind},
-    slots::{self, Fate, OpenRun, Planned, Policy},
+    slots::{self, Extension, Fate, Look, OpenRuns, Plan, Planned, Policy, SharedRow},
 };
 
 /// Times looked at in a range with an end: more than the minutes of the longest one.
@@ -57,18 +56,29 @@ struct Walk<'a> {
     request: &'a Request,
     holidays: &'a Holidays,
     timezone: Tz,
+    /// Without the runs that are left.
+    policy: Policy,
     run: TimeDelta,
     /// Runs that may still be claimed.
     claims_left: Option<u64>,
+    /// When the last of them began.
+    completed_at: Option<DateTime<Utc>>,
     /// The last instant of the range, and the same on the schedule's clock.
     end: Option<(DateTime<Utc>, NaiveDateTime)>,
-    /// Earliest end first, since all take equally long.
-    under_way: VecDeque<UnderWay>,
-    waiting: VecDeque<Waiting>,
     /// The downtime, until it is over.
     downtime: Option<Downtime>,
     /// Its slots, which nobody has looked at.
     unseen: Vec<Due>,
+    /// How far the runs are played.
+    now: DateTime<Utc>,
+    /// Earliest end first, since all take equally long.
+    under_way: VecDeque<UnderWay>,
+    /// Earliest slot first.
+    waiting: VecDeque<Waiting>,
+    /// The run that ended last.
+    ended: Option<UnderWay>,
+    /// The newest row, where it stands for several missed slots, and its place in the list.
+    shared: Option<(SharedRow, Option<usize>)>,
     last_slot: Option<DateTime<Utc>>,
     due: usize,
     /// The date judged last.
@@ -95,15 +105,22 @@ struct UnderWay {
     ends: DateTime<Utc>,
 }
 
+#[derive(Clone, Copy)]
 struct Waiting {
     slot: DateTime<Utc>,
+    /// It begins no sooner.
+    available: DateTime<Utc>,
     /// Its place in the list, if it has one.
     listed: Option<usize>,
 }
 
+/// What is said of a slot: its outcome, and the reason with its words.
+type Told = (Outcome, Option<(&'static str, String)>);
+
 impl<'a> Walk<'a> {
     fn new(request: &'a Request, holidays: &'a Holidays, run_s: u32) -> Self {
-        let timezone = request.spec.schedule().timezone();
+        let (spec, after) = (&request.spec, request.span.after);
+        let timezone = spec.schedule().timezone();
         let end = request.span.until.map(|until| {
             let downtime = request.downtime.filter(|downtime| downtime.from <= until);
             // Its slots are decided at its end, which therefore belongs to the range.
@@ -115,16 +132,20 @@ impl<'a> Walk<'a> {
             request,
             holidays,
             timezone,
+            policy: policy(request),
             run: TimeDelta::seconds(run_s.into()),
-            claims_left: request
-                .spec
+            claims_left: spec
                 .max_runs()
                 .map(|max| u64::from(max).saturating_sub(had)),
+            completed_at: None,
             end,
-            under_way: VecDeque::new(),
-            waiting: VecDeque::new(),
             downtime: request.downtime,
             unseen: Vec::new(),
+            now: after,
+            under_way: VecDeque::new(),
+            waiting: VecDeque::new(),
+            ended: None,
+            shared: None,
             last_slot: None,
             due: 0,
             judged: None,
@@ -155,11 +176,15 @@ impl<'a> Walk<'a> {
         let Some(at) = time.at else {
             return self.take_gap(time);
         };
-        if self.is_after_downtime(at) {
+        let looked = at + self.policy.delay;
+        if self.is_after_downtime(looked) {
             self.end_downtime();
         }
-        self.advance(at);
-        if self.is_completed() {
+        self.advance(looked);
+        if self
+            .completed_at
+            .is_some_and(|completed_at| at > completed_at)
+        {
             return self.take_over_limit(time.wall);
         }
         let date = match time.kind {
@@ -184,10 +209,13 @@ impl<'a> Walk<'a> {
             kind: time.kind,
             wall: time.wall,
         };
-        if self.is_in_downtime(at) {
+        if self.is_completed() {
+            self.drop_due(&[due]);
+        } else if self.is_in_downtime(looked) {
             self.unseen.push(due);
         } else {
-            self.look(at, &[due]);
+            // Nothing else is due: what comes after matters to late slots alone.
+            self.look(looked, &[due], |_| None);
         }
     }
 
@@ -233,7 +261,7 @@ impl<'a> Walk<'a> {
     }
 
     fn is_completed(&self) -> bool {
-        self.claims_left == Some(0)
+        self.completed_at.is_some()
     }
 
     /// Begins what waited for the end of the downtime, and looks at everything that came due in it.
@@ -241,41 +269,57 @@ impl<'a> Walk<'a> {
         let Some(downtime) = self.downtime else {
             return;
         };
+        let unseen = std::mem::take(&mut self.unseen);
         self.advance(downtime.until);
         self.downtime = None;
-        let unseen = std::mem::take(&mut self.unseen);
-        self.start(downtime.until, None);
-        self.look(downtime.until, &unseen);
+        self.advance(downtime.until);
+        if self.is_completed() {
+            return self.drop_due(&unseen);
+        }
+        let (spec, holidays) = (&self.request.spec, self.holidays);
+        self.look(downtime.until, &unseen, |after| {
+            spec.next_slot(after, holidays)
+        });
     }
 
-    /// Plans what is due, as often as that takes, and starts what may start.
-    fn look(&mut self, now: DateTime<Utc>, due: &[Due]) {
-        let mut rest = due;
-        while let Some(first) = rest.first() {
-            let spec = &self.request.spec;
+    /// Plans what is due, as often as that takes, and begins what may begin. `beyond` gives the slot
+    /// after an instant where that is none of `due`.
+    fn look(
+        &mut self,
+        now: DateTime<Utc>,
+        due: &[Due],
+        beyond: impl Fn(DateTime<Utc>) -> Option<DateTime<Utc>>,
+    ) {
+        let behind = |after| due.get(due.partition_point(|one| one.at <= after)..);
+        let next = |after| match behind(after).and_then(<[Due]>::first) {
+            Some(next) => Some(next.at),
+            None => beyond(after),
+        };
+        let mut first = due.first();
+        while let Some(one) = first {
+            let look = Look {
+                first: one.at,
+                now,
+                shared: self.shared.map(|(row, _)| row),
+                open: self.open(),
+            };
             let policy = Policy {
-                overlap: spec.overlap(),
-                misfire: spec.misfire(),
-                catchup_window_s: spec.catchup_window_s(),
                 runs_left: self.runs_left(),
+                ..self.policy
             };
-            let plan = slots::plan(first.at, now, policy, &self.open(), |after| {
-                let next = due.partition_point(|one| one.at <= after);
-                due.get(next).map(|one| one.at)
-            });
-            for row in plan.rows {
-                self.settle(due, &row);
-            }
-            self.start(now, None);
-            rest = match plan.next {
-                Some(next) => due
-                    .get(due.partition_point(|one| one.at < next)..)
-                    .unwrap_or_default(),
-                None => &[],
-            };
+            let plan = slots::plan(look, policy, next);
+            let begins = plan.begins(policy, &look.open);
+            self.keep(&plan, now, due);
+            self.begin_now(begins, now);
+            self.advance(now);
+            let rest = plan
+                .next
+                .map(|next| due.partition_point(|one| one.at < next));
+            let rest = rest.and_then(|rest| due.get(rest..)).unwrap_or_default();
             if self.is_completed() {
-                return rest.iter().for_each(|one| self.take_over_limit(one.wall));
+                return self.drop_due(rest);
             }
+            first = rest.first();
         }
     }
 
@@ -285,90 +329,165 @@ impl<'a> Walk<'a> {
         self.claims_left.map(|left| left.saturating_sub(waiting))
     }
 
-    fn open(&self) -> Vec<OpenRun> {
-        let under_way = self.under_way.iter().map(|run| (run.slot, false));
-        let waiting = self.waiting.iter().map(|run| (run.slot, true));
-        under_way
-            .chain(waiting)
-            .map(|(slot, queued)| OpenRun {
-                id: run_id(slot),
-                queued,
-            })
-            .collect()
+    fn open(&self) -> OpenRuns {
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let under_way = self.under_way.front().map(|run| run.slot);
+        let waiting = self.waiting.front().map(|run| run.slot);
+        OpenRuns {
+            count: count(self.under_way.len() + self.waiting.len()),
+            running: count(self.under_way.len()),
+            in_the_way: under_way.or(waiting).map(run_id),
+            waiting: self.waiting.back().map(|run| run_id(run.slot)),
+        }
+    }
+
+    /// Keeps what a plan writes.
+    fn keep(&mut self, plan: &Plan, now: DateTime<Utc>, due: &[Due]) {
+        if let Some(extension) = &plan.extension {
+            self.extend_shared(extension);
+        }
+        if let Some(replaced) = plan.replaced {
+            self.replace(replaced);
+        }
+        for row in &plan.rows {
+            let listed = self.settle(due, row, now);
+            self.shared = match row.fate {
+                Fate::Missed { count, until, .. } if count > 1 => {
+                    let run_id = run_id(row.scheduled_for);
+                    Some((SharedRow { run_id, until }, listed))
+                }
+                Fate::Missed { .. }
+                | Fate::Run { .. }
+                | Fate::Overlapped { .. }
+                | Fate::OverLimit => None,
+            };
+        }
+    }
+
+    fn extend_shared(&mut self, extension: &Extension) {
+        let count = u32::try_from(extension.count).unwrap_or(0);
+        self.totals.due += count;
+        self.totals.missed += count;
+        let Some((row, listed)) = &mut self.shared else {
+            return;
+        };
+        row.until = extension.until;
+        let listed = listed.and_then(|place| self.slots.get_mut(place));
+        if let Some(slot) = listed {
+            slot.slots_count += count;
+            slot.scheduled_until = Some(extension.until);
+        }
+    }
+
+    /// Skips a run that waited: a later slot waits in its place.
+    fn replace(&mut self, replaced: RunId) {
+        let place = self
+            .waiting
+            .iter()
+            .rposition(|run| run_id(run.slot) == replaced);
+        let Some(run) = place.and_then(|place| self.waiting.remove(place)) else {
+            return;
+        };
+        self.totals.run -= 1;
+        self.totals.skipped_overlap += 1;
+        if let Some(slot) = run.listed.and_then(|place| self.slots.get_mut(place)) {
+            slot.outcome = Outcome::Skipped;
+            slot.reason = Some("replaced");
+            slot.detail = Some("a later slot waits in its place".to_owned());
+        }
     }
 
     /// Records what became of a slot, or of several missed ones.
-    fn settle(&mut self, due: &[Due], row: &Planned) {
+    fn settle(&mut self, due: &[Due], row: &Planned, now: DateTime<Utc>) -> Option<usize> {
         match &row.fate {
-            Fate::Run => {
+            Fate::Run { after } => {
                 self.totals.due += 1;
                 self.totals.run += 1;
-                let listed = self.list(due, row, |_| (Outcome::Run, None));
+                let listed = self.list(due, row.scheduled_for, |_| (Outcome::Run, None));
                 self.waiting.push_back(Waiting {
                     slot: row.scheduled_for,
+                    available: now + *after,
                     listed,
                 });
+                listed
             }
             Fate::Overlapped { by } => {
                 self.totals.due += 1;
                 self.totals.skipped_overlap += 1;
-                self.list(due, row, |walk| {
+                self.list(due, row.scheduled_for, |walk| {
                     let detail = walk.in_the_way(*by);
                     (Outcome::Skipped, Some(("overlap", detail)))
-                });
+                })
             }
             Fate::OverLimit => {
                 self.totals.due += 1;
                 self.totals.skipped_max_runs += 1;
-                let detail = "the runs that max_runs allows are taken";
-                self.list(due, row, |_| {
-                    (Outcome::Skipped, Some(("max_runs", detail.to_owned())))
-                });
+                self.list(due, row.scheduled_for, |_| over_limit())
             }
-            Fate::Missed { reason, count, .. } => {
+            Fate::Missed {
+                reason,
+                count,
+                until,
+            } => {
                 let count = u32::try_from(*count).unwrap_or(1);
                 self.totals.due += count;
                 self.totals.missed += count;
-                self.list(due, row, |_| {
-                    (Outcome::Missed, Some((*reason, missed(reason).to_owned())))
+                let told = missed(reason);
+                let listed = self.list(due, row.scheduled_for, |_| {
+                    (Outcome::Missed, Some((*reason, told.to_owned())))
                 });
+                self.stand_for(listed, count, *until);
+                listed
             }
         }
+    }
+
+    /// Skips what was due when the last run began that `max_runs` allows: one row for all of it.
+    fn drop_due(&mut self, due: &[Due]) {
+        let (Some(first), Some(last)) = (due.first(), due.last()) else {
+            return;
+        };
+        let count = u32::try_from(due.len()).unwrap_or(u32::MAX);
+        self.totals.due += count;
+        self.totals.skipped_max_runs += count;
+        let listed = self.list(due, first.at, |_| over_limit());
+        self.stand_for(listed, count, last.at);
     }
 
     /// Adds a slot to the list while there is room. What is told of it is not made in vain.
     fn list(
         &mut self,
         due: &[Due],
-        row: &Planned,
-        tell: impl FnOnce(&Self) -> (Outcome, Option<(&'static str, String)>),
+        slot: DateTime<Utc>,
+        tell: impl FnOnce(&Self) -> Told,
     ) -> Option<usize> {
         if self.slots.len() >= ENTRIES_MAX {
             self.truncated = true;
             return None;
         }
-        let place = due.partition_point(|one| one.at < row.scheduled_for);
+        let place = due.partition_point(|one| one.at < slot);
         let clock = due.get(place).and_then(Due::told);
         let (outcome, told) = tell(self);
         let (reason, detail) = told.or(clock).unzip();
-        let (slots_count, scheduled_until) = match &row.fate {
-            Fate::Missed { count, until, .. } => (
-                u32::try_from(*count).unwrap_or(1),
-                (*count > 1).then_some(*until),
-            ),
-            Fate::Run | Fate::Overlapped { .. } | Fate::OverLimit => (1, None),
-        };
         self.slots.push(SimulatedSlot {
-            scheduled_for: row.scheduled_for,
-            local: local(self.timezone, row.scheduled_for),
+            scheduled_for: slot,
+            local: local(self.timezone, slot),
             outcome,
             reason,
             detail,
             starts_at: None,
-            scheduled_until,
-            slots_count,
+            scheduled_until: None,
+            slots_count: 1,
         });
         Some(self.slots.len() - 1)
+    }
+
+    fn stand_for(&mut self, listed: Option<usize>, count: u32, until: DateTime<Utc>) {
+        let listed = listed.and_then(|place| self.slots.get_mut(place));
+        if let Some(slot) = listed.filter(|_| count > 1) {
+            slot.slots_count = count;
+            slot.scheduled_until = Some(until);
+        }
     }
 
     fn in_the_way(&self, by: RunId) -> String {
@@ -385,55 +504,82 @@ impl<'a> Walk<'a> {
 
     /// Plays the runs up to an instant. While nothing works, none begins.
     fn advance(&mut self, to: DateTime<Utc>) {
-        let down = self.downtime.map(|downtime| downtime.from);
-        while let Some(first) = self.under_way.front().copied()
-            && first.ends <= to
-        {
-            self.under_way.pop_front();
-            if down.is_none_or(|down| first.ends < down) {
-                self.start(first.ends, Some(first.slot));
+        loop {
+            let ends = self.under_way.front().filter(|run| run.ends <= to).copied();
+            let begins = self.next_begin().filter(|begins| *begins <= to);
+            match (ends, begins) {
+                (ends, Some(begins)) if ends.is_none_or(|run| begins < run.ends) => {
+                    let run = self.waiting.pop_front();
+                    self.now = begins;
+                    run.into_iter().for_each(|run| self.begin(run));
+                }
+                (Some(run), _) => {
+                    self.under_way.pop_front();
+                    self.now = run.ends;
+                    self.ended = Some(run);
+                }
+                (None, _) => break,
+            }
+        }
+        self.now = self.now.max(to);
+    }
+
+    /// When the run that waits longest may begin, if the policy has room.
+    fn next_begin(&self) -> Option<DateTime<Utc>> {
+        let at_once = usize::try_from(self.policy.at_once()).unwrap_or(usize::MAX);
+        let first = self
+            .waiting
+            .front()
+            .filter(|_| self.under_way.len() < at_once)?;
+        let begins = first.available.max(self.now);
+        match self.downtime {
+            Some(downtime) if downtime.from <= begins => None,
+            Some(_) | None => Some(begins),
+        }
+    }
+
+    /// The first run of a plan overtakes what is not available yet.
+    fn begin_now(&mut self, slot: Option<DateTime<Utc>>, now: DateTime<Utc>) {
+        let slot = slot.and_then(|slot| self.waiting.iter().rposition(|run| run.slot == slot));
+        if let Some(run) = slot.and_then(|place| self.waiting.remove(place)) {
+            self.now = now;
+            self.begin(run);
+        }
+    }
+
+    fn begin(&mut self, run: Waiting) {
+        self.claims_left = self.claims_left.map(|left| left.saturating_sub(1));
+        if self.claims_left == Some(0) {
+            self.completed_at = Some(self.now);
+        }
+        self.under_way.push_back(UnderWay {
+            slot: run.slot,
+            ends: self.now + self.run,
+        });
+        let waits = self.now > run.slot + self.policy.delay;
+        if waits {
+            self.totals.wait += 1;
+        }
+        if let Some(place) = run.listed.filter(|_| self.now > run.slot) {
+            let told = waits.then(|| self.told_of_wait());
+            if let Some(slot) = self.slots.get_mut(place) {
+                slot.starts_at = Some(self.now);
+                if let Some((reason, detail)) = told {
+                    slot.outcome = Outcome::Wait;
+                    slot.reason = Some(reason);
+                    slot.detail = Some(detail);
+                }
             }
         }
     }
 
-    /// Starts what waits, as far as the policy has room. `freed` is the slot whose run just ended.
-    fn start(&mut self, now: DateTime<Utc>, freed: Option<DateTime<Utc>>) {
-        while self.has_room()
-            && let Some(run) = self.waiting.pop_front()
-        {
-            self.claims_left = self.claims_left.map(|left| left.saturating_sub(1));
-            self.under_way.push_back(UnderWay {
-                slot: run.slot,
-                ends: now + self.run,
-            });
-            if now > run.slot {
-                self.totals.wait += 1;
-                self.tell_wait(&run, now, freed);
-            }
-        }
-    }
-
-    fn has_room(&self) -> bool {
-        match self.request.spec.overlap() {
-            Overlap::Skip | Overlap::BufferOne => self.under_way.is_empty(),
-            Overlap::AllowAll => true,
-        }
-    }
-
-    fn tell_wait(&mut self, run: &Waiting, now: DateTime<Utc>, freed: Option<DateTime<Utc>>) {
-        let Some(listed) = run.listed else { return };
-        let (reason, detail) = match freed {
-            Some(slot) => (
+    fn told_of_wait(&self) -> (&'static str, String) {
+        match self.ended.filter(|run| run.ends == self.now) {
+            Some(run) => (
                 "overlap",
-                format!("waits for the run of {}", self.clock(slot)),
+                format!("waits for the run of {}", self.clock(run.slot)),
             ),
-            None => ("downtime", "found after the downtime".to_owned()),
-        };
-        if let Some(slot) = self.slots.get_mut(listed) {
-            slot.outcome = Outcome::Wait;
-            slot.starts_at = Some(now);
-            slot.reason = Some(reason);
-            slot.detail = Some(detail);
+            None => ("downtime", "begins after the downtime".to_owned()),
         }
     }
 
@@ -501,9 +647,7 @@ impl<'a> Walk<'a> {
     /// Ends the walk; `ended` says that the schedule itself has.
     fn finish(mut self, ended: bool) -> Played {
         self.end_downtime();
-        while let Some(first) = self.under_way.front() {
-            self.advance(first.ends);
-        }
+        self.advance(DateTime::<Utc>::MAX_UTC);
         if ended && !self.is_completed() {
             self.tell_end();
         }
@@ -552,9 +696,26 @@ impl Due {
     }
 }
 
+/// What the prompt says. Where in its jitter a prompt is woken depends on its id: one without an id is
+/// taken to be woken at once.
+fn policy(request: &Request) -> Policy {
+    match request.prompt_id {
+        Some(prompt_id) => Policy::of(&request.spec, prompt_id, None),
+        None => Policy {
+            delay: TimeDelta::zero(),
+            ..Policy::of(&request.spec, PromptId::from(Uuid::nil()), None)
+        },
+    }
+}
+
 /// A run's id is its slot.
 fn run_id(slot: DateTime<Utc>) -> RunId {
     RunId::from(Uuid::from_u64_pair(0, slot.timestamp().unsigned_abs()))
+}
+
+fn over_limit() -> Told {
+    let detail = "the runs that max_runs allows are taken";
+    (Outcome::Skipped, Some(("max_runs", detail.to_owned())))
 }
 
 fn missed(reason: &str) -> &'static str {

@@ -178,6 +178,7 @@ fn prompt() -> Value {
             "on_unknown": "resend",
         }],
         "overlap": "skip",
+        "overlap_runs_max": 3,
         "misfire": "run_latest",
         "catchup_window_s": 900,
         "max_retries": 3,
