@@ -812,6 +812,22 @@ mod tests {
 
     proptest! {
         #[test]
+        fn any_text_is_read_or_refused(
+            text in prop_oneof![any::<String>(), "[0-9-]{10}", "[0-9]{4}-[01][0-9]-[0-3][0-9]", "[a-z-]{0,9}"],
+        ) {
+            let item = json!([text]);
+            let ranges = json!([{"from": text, "to": text}]);
+            for sent in [
+                json!({"dates": item}), json!({"calendars": item}), json!({"weekdays": item}), json!({"ranges": ranges}),
+            ] {
+                match Exclusions::parse(&sent) {
+                    Ok(read) => prop_assert_eq!(exclusions(json!(read)), read),
+                    Err(faults) => prop_assert!(faults.iter().all(|fault| !fault.hint.is_empty())),
+                }
+            }
+        }
+
+        #[test]
         fn the_search_agrees_with_asking_day_by_day(
             dates in prop::collection::btree_set(0u64..60, 0..20),
             ranges in prop::collection::btree_set((0u64..60, 0u64..9), 0..4),

@@ -245,7 +245,8 @@ impl PromptSpec {
 
     /// This prompt with a merge patch applied (RFC 7396), checked as a whole. A schedule that the
     /// patch leaves as it is may have passed, and may be more frequent than the tenant's minimum of
-    /// today; exclusions that it leaves as they are may name a calendar that is gone.
+    /// today; exclusions that it leaves as they are may name a calendar that is gone. A `dst_gap` that
+    /// it does not name goes where the schedule's new type has none.
     ///
     /// # Errors
     ///
@@ -258,6 +259,7 @@ impl PromptSpec {
         }
         let mut after = self.to_json();
         merge::apply(&mut after, patch);
+        forget_gap(&mut after, patch);
         parse::prompt(&after, Some(rules), Some(self))
     }
 
@@ -501,6 +503,18 @@ impl Misfire {
             Self::RunLatest => "run_latest",
             Self::RunAll => "run_all",
         }
+    }
+}
+
+/// Nobody has to take away what nobody wrote: `dst_gap` is stored even where it was left out.
+fn forget_gap(after: &mut Value, patch: &Value) {
+    let kind = after.pointer("/schedule/type").and_then(Value::as_str);
+    let off_the_wall = ScheduleType::ALL
+        .iter()
+        .any(|known| Some(known.as_str()) == kind && !known.is_on_the_wall_clock());
+    if off_the_wall && patch.pointer("/schedule/dst_gap").is_none() {
+        let schedule = after.get_mut("schedule").and_then(Value::as_object_mut);
+        schedule.map(|schedule| schedule.remove("dst_gap"));
     }
 }
 

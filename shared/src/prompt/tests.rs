@@ -5,7 +5,10 @@ use serde_json::json;
 use utoipa::PartialSchema;
 
 use super::*;
-use crate::exclusion::{CalendarName, NO_HOLIDAYS};
+use crate::{
+    exclusion::{CalendarName, NO_HOLIDAYS},
+    schedule::DstGap,
+};
 
 fn now() -> DateTime<Utc> {
     "2026-03-22T12:00:00Z".parse().unwrap()
@@ -610,6 +613,33 @@ fn what_can_never_fire_is_refused_with_its_field() {
     }
 }
 
+/// An interval runs in both passes of a fold: an excluded date has to end after its second pass.
+#[test]
+fn an_excluded_date_that_comes_twice_ends_once() {
+    let interval = json!({"type": "interval", "every_minutes": 30, "timezone": "Asia/Beirut"});
+    // From 00:00 on 25 October the clock goes back to 23:00 on the 24th.
+    let spec = parse(&due(interval, json!({"dates": ["2026-10-24"]}))).unwrap();
+    let slot = |after: &str| {
+        spec.next_slot(after.parse().unwrap(), &NO_HOLIDAYS)
+            .unwrap()
+    };
+    assert_eq!(
+        slot("2026-10-23T20:00:00Z").to_rfc3339(),
+        "2026-10-23T20:30:00+00:00"
+    );
+    for excluded in [
+        "2026-10-23T20:30:00Z",
+        "2026-10-24T20:40:00Z",
+        "2026-10-24T21:10:00Z",
+    ] {
+        assert_eq!(
+            slot(excluded).to_rfc3339(),
+            "2026-10-24T22:00:00+00:00",
+            "{excluded}"
+        );
+    }
+}
+
 #[test]
 fn nothing_is_finer_than_a_minute() {
     let code = |body: &Value| told(parse(body));
@@ -728,6 +758,28 @@ fn words_and_warnings_know_the_exclusions() {
         [(last, "A holiday".to_owned())],
     );
     assert_eq!(codes(&old, &holidays), ["calendar_ended"]);
+}
+
+#[test]
+fn a_patch_of_the_type_takes_a_gap_away_that_it_does_not_name() {
+    let spec = parse(&least()).unwrap();
+    let hourly = json!({"type": "interval", "every_hours": 1, "at": null});
+    let interval = patched(&spec, &json!({"schedule": hourly})).unwrap();
+    assert_eq!(interval.schedule().dst_gap(), None);
+    let mut named = hourly;
+    named["dst_gap"] = json!("skip");
+    let refused = patched(&spec, &json!({"schedule": named}));
+    assert_eq!(
+        told(refused),
+        [("schedule.dst_gap".to_owned(), "no_wall_clock")]
+    );
+
+    let skips = patched(&spec, &json!({"schedule": {"dst_gap": "skip"}})).unwrap();
+    let weekly = json!({"schedule": {"type": "weekly", "days": ["mon"]}});
+    let weekly = patched(&skips, &weekly).unwrap();
+    assert_eq!(weekly.schedule().dst_gap(), Some(DstGap::Skip));
+    let usual = patched(&weekly, &json!({"schedule": {"dst_gap": null}})).unwrap();
+    assert_eq!(usual.schedule().dst_gap(), Some(DstGap::Shift));
 }
 
 #[test]

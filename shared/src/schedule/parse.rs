@@ -203,10 +203,9 @@ fn refuse_seconds(fields: &mut Fields<'_>) {
     }
 }
 
-/// Of a form whose times are not those of a wall clock. A stored one never has the field, but a
-/// patch that changes the form may leave it standing.
+/// Of a form whose times are not those of a wall clock.
 fn refuse_dst_gap(fields: &mut Fields<'_>, detail: &str) {
-    let hint = "leave dst_gap out; a patch takes it away with null";
+    let hint = "leave dst_gap out";
     fields.refuse_field("dst_gap", "no_wall_clock", detail, hint);
 }
 

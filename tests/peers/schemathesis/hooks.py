@@ -23,6 +23,15 @@ BEYOND_SCHEMAS = [
     "every_minutes: conflict",
     "schedule: never_fires_in_window",
     "schedule: below_minimum_interval",
+    # Exclusions and jitter: dates that exist, ranges that run forward, and a slot that is left.
+    "*: bad_date",
+    "to: end_before_start",
+    "to: range_too_long",
+    "weekdays: every_day_excluded",
+    "*: every_slot_excluded",
+    "calendars: unknown_calendar",
+    "jitter_minutes: no_slots",
+    "jitter_minutes: jitter_too_long",
     # Templates: a grammar, and the variables there are.
     "prompt_text: template_*",
     "system_text: template_*",

@@ -357,6 +357,47 @@ async fn another_schedule_counts_from_now() {
 }
 
 #[tokio::test]
+async fn an_excluded_day_has_no_slot() {
+    let world = World::new().await;
+    let tenant = world.tenant("ada").await;
+    let made = world
+        .prompt(
+            &tenant.key,
+            json!({ "schedule": { "type": "daily", "at": "09:00", "timezone": "UTC" } }),
+        )
+        .await;
+    let path = format!("/v1/prompts/{}", text(&made["id"]));
+    let first = instant(&made["next_run_at"]);
+    let patch = |body: Value| world.send(&tenant.key, "PATCH", &path, Some(body));
+
+    let without = json!({ "exclusions": { "dates": [first.date_naive()] } });
+    let reply = patch(without).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(
+        reply.body["exclusions"]["dates"],
+        json!([first.date_naive()])
+    );
+    let next = instant(&reply.body["next_run_at"]);
+    assert_eq!(next, first + TimeDelta::days(1));
+
+    let only = json!(["mon", "tue", "wed", "thu", "fri", "sat"]);
+    let reply = patch(json!({ "exclusions": { "dates": [], "weekdays": only } })).await;
+    let next = instant(&reply.body["next_run_at"]);
+    assert_eq!(next.format("%a %H:%M").to_string(), "Sun 09:00");
+
+    // A resume finds the same; a change of the text does not touch time.
+    world
+        .post(&tenant.key, &format!("{path}/pause"), json!({}))
+        .await;
+    let resumed = world
+        .send(&tenant.key, "POST", &format!("{path}/resume"), None)
+        .await;
+    assert_eq!(instant(&resumed.body["next_run_at"]), next);
+    let renamed = patch(json!({ "prompt_name": "Sundays" })).await;
+    assert_eq!(instant(&renamed.body["next_run_at"]), next);
+}
+
+#[tokio::test]
 async fn a_paused_prompt_waits_and_goes_on_with_the_next_slot() {
     let world = World::new().await;
     let tenant = world.tenant("ada").await;
