@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, TimeDelta, Utc};
 use shared::prompt::{Misfire, Overlap};
 
-use crate::script::{Config, Deed, Key, Outcome, Row, Shown, Took, whole_minute};
+use crate::script::{Config, Deed, Key, Outcome, Row, Shown, Took};
 
 /// A run of several catches up with at most so many.
 const RUN_ALL_MAX: usize = 100;
@@ -64,14 +64,15 @@ pub(crate) struct Judge {
     in_a_row: u32,
     /// Nothing but the prompt's own policies keeps a run back.
     is_alone: bool,
-    pub(crate) story: Vec<String>,
+    /// What happened, unless nobody reads it: it takes longer than all else.
+    story: Option<Vec<String>>,
 }
 
 impl Judge {
     pub(crate) fn new(config: Config, at: DateTime<Utc>, delay: TimeDelta, is_alone: bool) -> Self {
         let first = config.next(at);
         Self {
-            story: vec![format!("{at} made {config:?}, found after {delay}")],
+            story: Some(vec![format!("{at} made {config:?}, found after {delay}")]),
             config,
             state: State::Active,
             reason: None,
@@ -84,6 +85,18 @@ impl Judge {
             failures: 0,
             in_a_row: 0,
             is_alone,
+        }
+    }
+
+    /// Without a story for those who read of its failure.
+    pub(crate) fn silent(mut self) -> Self {
+        self.story = None;
+        self
+    }
+
+    fn tell(&mut self, line: impl FnOnce() -> String) {
+        if let Some(story) = &mut self.story {
+            story.push(line());
         }
     }
 
@@ -119,7 +132,7 @@ impl Judge {
     }
 
     pub(crate) fn does(&mut self, at: DateTime<Utc>, deed: &Deed, asked: Option<Key>, delay: TimeDelta) {
-        self.story.push(format!("{at} {deed:?} {asked:?}"));
+        self.tell(|| format!("{at} {deed:?} {asked:?}"));
         match deed {
             Deed::Pause => {
                 self.drop_due(at, "paused");
@@ -212,7 +225,7 @@ impl Judge {
         let Some(first) = self.first.filter(|first| *first <= at) else {
             return;
         };
-        let due = self.slots(first, at);
+        let due = self.config.slots(first, at);
         let until = due.last().copied().filter(|last| *last != first);
         self.rows.insert(
             first,
@@ -220,22 +233,9 @@ impl Judge {
         );
     }
 
-    /// Each slot from one instant to another, both included.
-    fn slots(&self, from: DateTime<Utc>, to: DateTime<Utc>) -> Vec<DateTime<Utc>> {
-        let mut slots = Vec::new();
-        let mut minute = whole_minute(from);
-        while minute <= to {
-            if minute >= from && self.config.is_slot(minute) {
-                slots.push(minute);
-            }
-            minute += TimeDelta::minutes(1);
-        }
-        slots
-    }
-
     /// Several workers look at the prompt at once; `began` are the runs that they claimed.
     pub(crate) fn looks(&mut self, at: DateTime<Utc>, workers: u32, began: &[Key], lease: TimeDelta) {
-        self.story.push(format!("{at} {workers} look, {began:?} begin"));
+        self.tell(|| format!("{at} {workers} look, {began:?} begin"));
         let mut left = began.to_vec();
         for _ in 0..workers {
             let Some(begins) = self.look(at) else { continue };
@@ -257,7 +257,7 @@ impl Judge {
     /// Accounts for what is due; gives the run that begins.
     fn look(&mut self, at: DateTime<Utc>) -> Option<Key> {
         let first = self.first.filter(|first| *first <= at && self.state == State::Active)?;
-        let mut covered = self.slots(first, at);
+        let mut covered = self.config.slots(first, at);
         covered.retain(|slot| *slot == first || *slot + self.delay <= at);
         let mut missed = Vec::new();
         let mut candidates = Vec::new();
@@ -456,7 +456,7 @@ impl Judge {
 
     /// Several workers look at a run at once, one after the other.
     pub(crate) fn takes(&mut self, at: DateTime<Utc>, key: Key, took: &[Took], lease: TimeDelta) {
-        self.story.push(format!("{at} {key:?}: {took:?}"));
+        self.tell(|| format!("{at} {key:?}: {took:?}"));
         let mut left = took.to_vec();
         for _ in 0..took.len() {
             let expected = self.expected_take(at, key);
@@ -543,7 +543,7 @@ impl Judge {
 
     /// A claimed run ends, unless somebody else has it.
     pub(crate) fn ends(&mut self, at: DateTime<Utc>, key: Key, attempt: i32, outcome: Outcome) {
-        self.story.push(format!("{at} {key:?} {outcome:?}"));
+        self.tell(|| format!("{at} {key:?} {outcome:?}"));
         let run = self.runs.get_mut(&key).unwrap();
         if run.is != Is::Running || run.tries != attempt {
             return;
@@ -642,7 +642,8 @@ impl Judge {
 
     /// How it came to this.
     pub(crate) fn told(&self) -> String {
-        format!("\n  {}", self.story.join("\n  "))
+        let story = self.story.as_deref().unwrap_or_default();
+        format!("\n  {}", story.join("\n  "))
     }
 }
 

@@ -117,13 +117,20 @@ impl Life {
         }
     }
 
-    /// Nothing more happens: the rows are judged.
-    pub(crate) async fn ends(&mut self) {
+    /// Nothing more happens: the rows are judged. Gives what became of its slots.
+    pub(crate) async fn ends(&mut self) -> Vec<String> {
         let (rows, shown) = match &mut self.world {
             World::Memory(memory) => memory.rows(),
             World::Database(prompt) => prompt.rows().await,
         };
         self.judge.judges(&rows, &shown);
+        rows.into_iter()
+            .map(|row| match (row.reason, row.count) {
+                (None, _) => row.status,
+                (Some(reason), 1) => format!("{} {reason}", row.status),
+                (Some(reason), _) => format!("{} {reason}, several", row.status),
+            })
+            .collect()
     }
 
     fn begins(&mut self, at: DateTime<Utc>, claim: Claimed) {

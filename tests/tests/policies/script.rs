@@ -1,6 +1,6 @@
 //! What prompts are made of here, and what is done to them.
 
-use chrono::{DateTime, TimeDelta, Timelike, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use shared::ids::RunId;
 use shared::prompt::{Misfire, Overlap};
@@ -68,23 +68,26 @@ impl Config {
         self.end = chance.one_in(5).then(|| whole_minute(now) + TimeDelta::hours(hours));
     }
 
-    /// Whether a whole minute is a slot.
-    pub(crate) fn is_slot(&self, at: DateTime<Utc>) -> bool {
-        at.minute().is_multiple_of(self.minutes)
-            && at.hour().is_multiple_of(self.hours)
-            && self.end.is_none_or(|end| at <= end)
-    }
-
     /// The first slot after an instant.
     pub(crate) fn next(&self, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        let mut minute = whole_minute(after);
-        for _ in 0..=24 * 60 {
-            minute += TimeDelta::minutes(1);
-            if self.is_slot(minute) {
-                return Some(minute);
-            }
-        }
-        None
+        let first = after.timestamp().div_euclid(60) + 1;
+        let mut day = first..=first + 24 * 60;
+        day.find(|minute| self.is_slot(*minute)).map(minute)
+    }
+
+    /// Each slot from one instant to another, both included.
+    pub(crate) fn slots(&self, from: DateTime<Utc>, to: DateTime<Utc>) -> Vec<DateTime<Utc>> {
+        let first = (from.timestamp() + 59).div_euclid(60);
+        let last = to.timestamp().div_euclid(60);
+        let slots = (first..=last).filter(|minute| self.is_slot(*minute));
+        slots.map(minute).collect()
+    }
+
+    /// Whether a minute, counted from 1970, is a slot.
+    fn is_slot(&self, minute: i64) -> bool {
+        (minute % 60) % i64::from(self.minutes) == 0
+            && (minute / 60 % 24) % i64::from(self.hours) == 0
+            && self.end.is_none_or(|end| minute * 60 <= end.timestamp())
     }
 
     /// How many of its runs may be under way.
@@ -133,8 +136,12 @@ impl Config {
     }
 }
 
-pub(crate) fn whole_minute(at: DateTime<Utc>) -> DateTime<Utc> {
-    DateTime::from_timestamp(at.timestamp().div_euclid(60) * 60, 0).unwrap()
+fn whole_minute(at: DateTime<Utc>) -> DateTime<Utc> {
+    minute(at.timestamp().div_euclid(60))
+}
+
+fn minute(number: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(number * 60, 0).unwrap()
 }
 
 /// A run: that of a slot, or one that was asked for.
