@@ -10,6 +10,7 @@ mod chance;
 mod database;
 mod judge;
 mod life;
+mod limits;
 mod memory;
 mod script;
 
@@ -37,7 +38,7 @@ const LIVES_IN_DATABASE: u64 = 240;
 /// Steps of time in each.
 const TICKS: u64 = 40;
 
-fn beginning() -> DateTime<Utc> {
+pub(crate) fn beginning() -> DateTime<Utc> {
     "2026-03-02T00:00:20Z".parse().unwrap()
 }
 
