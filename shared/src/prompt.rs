@@ -19,11 +19,11 @@ use utoipa::ToSchema;
 use crate::{
     destination::{Destination, EmailAddress},
     exclusion::{Exclusions, Holidays},
-    fault::Fault,
+    fault::{Fault, Warning},
     model::{ModelName, ModelSettings},
     outbound,
     price::Catalog,
-    schedule::{Form, Schedule},
+    schedule::{Form, Schedule, ScheduleType},
     template::TEXT_BYTES_MAX,
 };
 
@@ -245,7 +245,8 @@ impl PromptSpec {
 
     /// This prompt with a merge patch applied (RFC 7396), checked as a whole. A schedule that the
     /// patch leaves as it is may have passed, and may be more frequent than the tenant's minimum of
-    /// today.
+    /// today; exclusions that it leaves as they are may name a calendar that is gone. A `dst_gap` that
+    /// it does not name goes where the schedule's new type has none.
     ///
     /// # Errors
     ///
@@ -256,11 +257,10 @@ impl PromptSpec {
             let hint = "send an object with the fields to change";
             return Err(vec![Fault::new("", "wrong_type", detail, hint)]);
         }
-        let before = self.to_json();
-        let mut after = before.clone();
+        let mut after = self.to_json();
         merge::apply(&mut after, patch);
-        let untouched = before.get("schedule") == after.get("schedule");
-        parse::prompt(&after, Some(rules), untouched.then_some(self))
+        forget_gap(&mut after, patch);
+        parse::prompt(&after, Some(rules), Some(self))
     }
 
     /// The prompt as stored and as the API returns it, every default spelled out.
@@ -345,6 +345,42 @@ impl PromptSpec {
         let timezone = self.schedule.timezone();
         self.exclusions
             .first_slot(after, timezone, holidays, |after| self.schedule.next(after))
+    }
+
+    /// When it is due in plain English: its schedule, what is excluded, and how it is spread.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = self.schedule.describe();
+        if self.schedule.kind() == ScheduleType::Manual {
+            return text;
+        }
+        if let Some(excluded) = self.exclusions.describe() {
+            text.push_str(&format!(", except {excluded}"));
+        }
+        if self.jitter_minutes > 0 {
+            let plural = if self.jitter_minutes == 1 { "" } else { "s" };
+            let minutes = self.jitter_minutes;
+            text.push_str(&format!(", started up to {minutes} minute{plural} later"));
+        }
+        text
+    }
+
+    /// What its author may not expect, as [`Schedule::warnings`] has it, but for excluded dates; and
+    /// calendars that say nothing about the days from `now` on.
+    #[must_use]
+    pub fn warnings(&self, now: DateTime<Utc>, holidays: &Holidays) -> Vec<Warning> {
+        let excluded = |date| self.exclusions.why(date, holidays).is_some();
+        let mut warnings = self.schedule.warnings_but(now, &excluded);
+        let today = now.with_timezone(&self.schedule.timezone()).date_naive();
+        let ended = self.exclusions.calendars().iter();
+        let ended = ended.filter(|name| holidays.last(name).is_some_and(|last| last < today));
+        warnings.extend(ended.map(|name| Warning {
+            code: "calendar_ended",
+            detail: format!(
+                "the last holiday of the calendar {name} has passed: it excludes nothing any more"
+            ),
+        }));
+        warnings
     }
 
     /// What a slot does that comes due while a run is going on.
@@ -467,6 +503,18 @@ impl Misfire {
             Self::RunLatest => "run_latest",
             Self::RunAll => "run_all",
         }
+    }
+}
+
+/// Nobody has to take away what nobody wrote: `dst_gap` is stored even where it was left out.
+fn forget_gap(after: &mut Value, patch: &Value) {
+    let kind = after.pointer("/schedule/type").and_then(Value::as_str);
+    let off_the_wall = ScheduleType::ALL
+        .iter()
+        .any(|known| Some(known.as_str()) == kind && !known.is_on_the_wall_clock());
+    if off_the_wall && patch.pointer("/schedule/dst_gap").is_none() {
+        let schedule = after.get_mut("schedule").and_then(Value::as_object_mut);
+        schedule.map(|schedule| schedule.remove("dst_gap"));
     }
 }
 

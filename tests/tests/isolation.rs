@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use shared::api_key::Role;
 use shared::db::{
@@ -20,6 +20,7 @@ use shared::db::{
     idempotency::{self, Begin},
     looks,
     migrate::{self, RolePasswords},
+    preview,
     prompts::{self, NewPrompt, NewSpec, NewStatus, Order, PromptStatus, Sort},
     retention,
     runs::{self, AfterFailure, Changed, Enqueue, FailureWriting, Writing},
@@ -103,6 +104,7 @@ async fn case(function: &str, world: &World) {
         "deliveries" => delivery_case(name, world).await,
         "history" => history_case(name, world).await,
         "idempotency" => idempotency_case(name, world).await,
+        "preview" => preview_case(name, world).await,
         "prompts" => match name {
             "insert" | "replace" | "set_status" | "tombstone" | "drop_slots" => {
                 prompt_write_case(name, world).await;
@@ -308,6 +310,33 @@ async fn idempotency_case(name: &str, world: &World) {
                 .unwrap();
         }
         _ => no_case("idempotency", name),
+    }
+}
+
+async fn preview_case(name: &str, world: &World) {
+    let (tx, b) = (world.a().await, &world.b);
+    match name {
+        "basis" => {
+            let basis = preview::basis(&tx, Some(b.due)).await.unwrap();
+            assert_eq!(basis.past, None);
+            tx.rollback().await.unwrap();
+            let own = preview::basis(&world.a().await, Some(world.a.due)).await;
+            assert!(own.unwrap().past.is_some_and(|past| past.run_count > 0));
+        }
+        "conflicts" => {
+            let slot = DateTime::from_timestamp(4_000_000_020, 0).unwrap();
+            for _ in 0..12 {
+                stage::prompt(world.db(), world.a.tenant, &json!({}), Some(slot))
+                    .await
+                    .unwrap();
+            }
+            let own = preview::conflicts(tx, &[slot], None).await.unwrap();
+            assert_eq!(own, [(slot, 12)]);
+            let of_b = world.stage.tx(b.tenant.id).await.unwrap();
+            let found = preview::conflicts(of_b, &[slot], None).await.unwrap();
+            assert_eq!(found, []);
+        }
+        _ => no_case("preview", name),
     }
 }
 

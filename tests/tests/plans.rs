@@ -18,6 +18,7 @@ use shared::db::{
     history::{self, RunFilter, RunPage},
     idempotency, looks,
     migrate::{self, RolePasswords},
+    preview,
     prompts::{self, NewSpec, NewStatus, Order, PromptStatus, Sort},
     retention,
     runs::{self, AfterFailure, Changed},
@@ -228,6 +229,9 @@ async fn read_everything(world: &World) {
     }
     prompts::get(tx().await, a.due).await.unwrap();
     prompts::limits(tx().await).await.unwrap();
+    let look = tx().await;
+    preview::basis(&look, Some(a.due)).await.unwrap();
+    preview::conflicts(look, &[Utc::now()], None).await.unwrap();
     system::find_api_key(&stage.db, a.key).await.unwrap();
     system::tenants(&stage.db, None, 10).await.unwrap();
     system::due_prompts(&stage.db, 10).await.unwrap();
@@ -501,9 +505,11 @@ fn values(title: &str) -> Option<String> {
         ("history" | "prompts", name) if name.starts_with("list_") || name.starts_with("runs_") => {
             list_values(name)
         }
+        ("preview", "conflicts") => "'{2026-01-01T00:00:00Z}', NULL, 100, 10".to_owned(),
         ("prompts", "limits") => user,
         ("prompts", "lock_active") | ("tenants", "get" | "webhook_secrets") => tenant,
         ("history", "prompt_exists")
+        | ("preview", "past")
         | ("prompts", "get" | "get_to_change" | "lock")
         | ("runs", "due" | "lock_due" | "lock_prompt" | "open_of_prompt" | "shared_row") => prompt,
         ("deliveries", "lock_prompt" | "outcome_of_run")

@@ -14,6 +14,7 @@ pub mod history;
 pub mod idempotency;
 pub mod looks;
 pub mod migrate;
+pub mod preview;
 pub mod prompts;
 pub mod retention;
 pub mod runs;

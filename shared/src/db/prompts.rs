@@ -713,10 +713,10 @@ const FORGET_GONE: &str = "-- prompts::forget_gone
 const LOCK_ACTIVE: &str = "-- prompts::lock_active
      SELECT pg_advisory_xact_lock(hashtextextended('active_prompts ' || $1::uuid, 0))";
 
-const NO_USER: Option<Uuid> = None;
+pub(super) const NO_USER: Option<Uuid> = None;
 
 /// $1: the user whose address is wanted, if one is.
-const LIMITS: &str = "-- prompts::limits
+pub(super) const LIMITS: &str = "-- prompts::limits
      SELECT clock_timestamp() AS now, t.default_timezone,
             (SELECT u.email FROM users u WHERE u.id = $1) AS owner_email, t.interval_minutes_min, t.active_prompts_max::bigint AS active_prompts_max,
             (SELECT count(*) FROM scheduled_prompts p
@@ -931,7 +931,7 @@ fn read_to_change(results: Vec<Vec<Row>>) -> Result<Option<(Limits, Prompt)>, Db
     Ok(Some((limits, read(row)?)))
 }
 
-fn read_limits(row: Option<&Row>) -> Result<Limits, DbError> {
+pub(super) fn read_limits(row: Option<&Row>) -> Result<Limits, DbError> {
     let row = row.ok_or_else(|| DbError::Stored {
         what: "tenant",
         detail: "its row is gone".to_owned(),

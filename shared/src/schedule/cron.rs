@@ -3,7 +3,7 @@
 //! What different programs read differently is refused with a code and a hint, never guessed. This
 //! module must never see or make EventBridge text: that is `emit`'s work.
 
-use super::set::Set;
+use super::{form::DstGap, set::Set};
 use crate::fault::Fault;
 
 /// The longest expression that is looked at.
@@ -157,6 +157,16 @@ impl Cron {
             weekdays: Field::DayOfWeek.all(),
             fixed_hours: true,
             surprises: Vec::new(),
+        }
+    }
+
+    /// What becomes of a time that the clock jumps over when nobody says: a time of day keeps its
+    /// run, a rhythm goes on.
+    pub(super) fn usual_dst_gap(&self) -> DstGap {
+        if self.fixed_hours {
+            DstGap::Shift
+        } else {
+            DstGap::Skip
         }
     }
 

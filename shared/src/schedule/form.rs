@@ -55,6 +55,15 @@ impl ScheduleType {
             Self::Manual => "manual",
         }
     }
+
+    /// Whether its times are those of a wall clock, so that it has a `dst_gap`.
+    #[must_use]
+    pub fn is_on_the_wall_clock(self) -> bool {
+        match self {
+            Self::Cron | Self::Daily | Self::Weekly | Self::Monthly => true,
+            Self::Interval | Self::Once | Self::Manual => false,
+        }
+    }
 }
 
 impl fmt::Display for ScheduleType {
@@ -302,7 +311,7 @@ impl Serialize for TimeOfDay {
 }
 
 /// A day of the week.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[schema(as = Weekday)]
 pub enum Day {

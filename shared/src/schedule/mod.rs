@@ -15,7 +15,7 @@ mod set;
 mod wall;
 mod warn;
 
-use chrono::{DateTime, Duration, SecondsFormat, Utc};
+use chrono::{DateTime, Duration, NaiveDate, SecondsFormat, Utc};
 use chrono_tz::Tz;
 use serde::Serialize;
 use serde_json::Value;
@@ -24,6 +24,7 @@ use utoipa::ToSchema;
 use self::{cron::Cron, eventbridge::Entry, wall::Arm};
 use crate::fault::{Fault, Warning};
 
+pub(crate) use self::describe::{joined, weekday_names};
 pub use self::form::{
     CronSchedule, DailySchedule, Day, DstGap, Form, IntervalSchedule, ManualSchedule,
     MonthlySchedule, OnceSchedule, ScheduleType, WeeklySchedule,
@@ -282,7 +283,16 @@ impl Schedule {
     /// year after `now`.
     #[must_use]
     pub fn warnings(&self, now: DateTime<Utc>) -> Vec<Warning> {
-        warn::schedule(self, now.clamp(DateTime::UNIX_EPOCH, LATEST))
+        self.warnings_but(now, &|_| false)
+    }
+
+    /// The same without what concerns dates that are excluded.
+    pub(crate) fn warnings_but(
+        &self,
+        now: DateTime<Utc>,
+        excluded: &dyn Fn(NaiveDate) -> bool,
+    ) -> Vec<Warning> {
+        warn::schedule(self, now.clamp(DateTime::UNIX_EPOCH, LATEST), excluded)
     }
 
     /// The next `count` slots after `after`, with all that can be said about the schedule.

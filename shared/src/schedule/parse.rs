@@ -16,7 +16,7 @@ use super::{
         ScheduleType, TimeOfDay, WeeklySchedule, WeeklyTag,
     },
     set::Set,
-    wall::Arm,
+    wall::{self, Arm},
 };
 use crate::{
     fault::Fault,
@@ -45,7 +45,7 @@ pub(super) fn schedule(value: &Value, now: Option<DateTime<Utc>>) -> Result<Sche
         ScheduleType::Weekly => weekly(&mut fields, window),
         ScheduleType::Monthly => monthly(&mut fields, window),
         ScheduleType::Once => once(&mut fields, window, now),
-        ScheduleType::Manual => Some(manual(window)),
+        ScheduleType::Manual => Some(manual(&mut fields, window)),
     };
     let (form, plan) = fields.finish(read)?;
     fires(Schedule { form, window, plan }, now)
@@ -113,11 +113,7 @@ fn cron(fields: &mut Fields<'_>, window: Window) -> Option<(Form, Plan)> {
             return None;
         }
     };
-    let dst_gap = dst_gap(fields).unwrap_or(if cron.fixed_hours {
-        DstGap::Shift
-    } else {
-        DstGap::Skip
-    });
+    let dst_gap = dst_gap(fields).unwrap_or(cron.usual_dst_gap());
     let plan = wall_plan(fields, cron, window.timezone, dst_gap)?;
     let expression: Vec<&str> = text.split_ascii_whitespace().collect();
     let form = Form::Cron(CronSchedule {
@@ -144,6 +140,11 @@ fn interval(
         .integer(1..=DAYS_BETWEEN_MAX * 24);
     let every_days = fields.optional("every_days").integer(1..=DAYS_BETWEEN_MAX);
     let anchor = fields.optional("anchor").parse_text(instant);
+    refuse_seconds(fields);
+    refuse_dst_gap(
+        fields,
+        "an interval is elapsed time, from which a change of the clocks takes nothing",
+    );
     if fields.faults() > faults_before {
         return None;
     }
@@ -192,6 +193,20 @@ fn interval(
         end_at: window.end_at,
     });
     Some((form, plan))
+}
+
+fn refuse_seconds(fields: &mut Fields<'_>) {
+    for name in ["every_seconds", "every_second", "seconds"] {
+        let detail = "schedules are precise to the minute";
+        let hint = "send every_minutes, a whole number from 1 on";
+        fields.refuse_field(name, "sub_minute", detail, hint);
+    }
+}
+
+/// Of a form whose times are not those of a wall clock.
+fn refuse_dst_gap(fields: &mut Fields<'_>, detail: &str) {
+    let hint = "leave dst_gap out";
+    fields.refuse_field("dst_gap", "no_wall_clock", detail, hint);
 }
 
 const ONE_OF: &str = "send exactly one of every_minutes, every_hours and every_days; \
@@ -272,6 +287,10 @@ fn once(
     window: Window,
     now: Option<DateTime<Utc>>,
 ) -> Option<(Form, Plan)> {
+    refuse_dst_gap(
+        fields,
+        "a single time that the clock jumps over is refused, not moved",
+    );
     let at = fields
         .required_such_as("at", INSTANT_EXAMPLE)
         .parse_text(|text| {
@@ -298,7 +317,8 @@ fn once(
     Some((form, Plan::At(at)))
 }
 
-fn manual(window: Window) -> (Form, Plan) {
+fn manual(fields: &mut Fields<'_>, window: Window) -> (Form, Plan) {
+    refuse_dst_gap(fields, "a manual schedule has no slots");
     let form = Form::Manual(ManualSchedule {
         tag: ManualTag::Manual,
         timezone: window.timezone,
@@ -392,7 +412,12 @@ fn once_at(text: &str, timezone: Tz) -> Result<DateTime<Utc>, Fault> {
                 "{} does not exist in {timezone}: the clock jumps over it",
                 quoted(text)
             ),
-            String::from("write a time before or after the jump, or an instant with an offset"),
+            format!(
+                "write {}, the first time after the jump, or another",
+                wall::gap_end(timezone, wall)
+                    .with_timezone(&timezone)
+                    .to_rfc3339()
+            ),
         )),
     }
 }

@@ -23,6 +23,15 @@ BEYOND_SCHEMAS = [
     "every_minutes: conflict",
     "schedule: never_fires_in_window",
     "schedule: below_minimum_interval",
+    # Exclusions and jitter: dates that exist, ranges that run forward, and a slot that is left.
+    "*: bad_date",
+    "to: end_before_start",
+    "to: range_too_long",
+    "weekdays: every_day_excluded",
+    "*: every_slot_excluded",
+    "calendars: unknown_calendar",
+    "jitter_minutes: no_slots",
+    "jitter_minutes: jitter_too_long",
     # Templates: a grammar, and the variables there are.
     "prompt_text: template_*",
     "system_text: template_*",
@@ -44,6 +53,10 @@ BEYOND_SCHEMAS = [
     "metadata: too_long",
     "context: control_character",
     "metadata: control_character",
+    # Previews: the length of a range, and an object of the tenant.
+    "until: end_before_start",
+    "until: range_too_long",
+    "prompt_id: unknown_prompt",
     # Equal in more than their text.
     "destinations: duplicate",
     "to: duplicate",
