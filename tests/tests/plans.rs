@@ -517,7 +517,10 @@ fn values(title: &str) -> Option<String> {
             "history",
             "attempts" | "deliveries" | "run" | "run_exists" | "run_summary" | "waiting_deliveries",
         )
-        | ("runs", "due_at_last" | "due_at_pause" | "lock" | "lock_prompt_of_run" | "lock_status") => run,
+        | (
+            "runs",
+            "due_at_last" | "due_at_pause" | "lock" | "lock_prompt_of_run" | "lock_status",
+        ) => run,
         ("health", "latency")
         | ("runs", "capacity" | "gone_webhooks" | "secrets")
         | ("tenants", "first_owner" | "lock_open") => String::new(),

@@ -105,7 +105,9 @@ impl Scene {
     async fn claim(&self, run: RunId, lease_ms: i64) -> Claim {
         match self.look(run, lease_ms).await {
             Looked::Claimed(claim) => claim,
-            other @ (Looked::GaveUp | Looked::NoPlace | Looked::Other(_) | Looked::NoRun) => panic!("{other:?}"),
+            other @ (Looked::GaveUp | Looked::NoPlace | Looked::Other(_) | Looked::NoRun) => {
+                panic!("{other:?}")
+            }
         }
     }
 
@@ -955,8 +957,15 @@ async fn a_run_has_one_notice_of_its_failure_and_each_pause_has_one() {
         .into_iter()
         .map(|one| (one.purpose, one.position))
         .collect();
-    let expected = [("failure_notice", 0), ("paused_notice", 0), ("paused_notice", 1)];
-    assert_eq!(of_run, expected.map(|(purpose, at)| (purpose.to_owned(), at)));
+    let expected = [
+        ("failure_notice", 0),
+        ("paused_notice", 0),
+        ("paused_notice", 1),
+    ];
+    assert_eq!(
+        of_run,
+        expected.map(|(purpose, at)| (purpose.to_owned(), at))
+    );
 }
 
 /// The run fails with a notice of that sort: gives how many are sent.

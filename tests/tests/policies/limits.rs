@@ -49,7 +49,12 @@ async fn two_wake_ups_at_once_cannot_both_win() {
     note_what_runs_at_once(&sim.admin).await;
     let caller = sim.tenant("acme", 10_000).await;
     let mut prompts = Vec::new();
-    for (overlap, bound) in [("skip", 1), ("buffer_one", 1), ("allow_all", 2), ("allow_all", 3)] {
+    for (overlap, bound) in [
+        ("skip", 1),
+        ("buffer_one", 1),
+        ("allow_all", 2),
+        ("allow_all", 3),
+    ] {
         let mut body = every_minute();
         body["overlap"] = json!(overlap);
         body["overlap_runs_max"] = json!(bound);
@@ -58,6 +63,7 @@ async fn two_wake_ups_at_once_cannot_both_win() {
         prompts.push((id(&made), bound));
     }
     let seed = seed();
+    println!("CARILLON_TEST_SEED={seed}");
     for minute in 0..12 {
         // Now and then several slots at once.
         at += TimeDelta::minutes(if minute % 4 == 3 { 6 } else { 1 });
@@ -73,12 +79,20 @@ async fn two_wake_ups_at_once_cannot_both_win() {
         }
     }
     let mut most = BTreeMap::new();
-    for row in sim.admin.query("SELECT prompt_id, max(runs) FROM at_once GROUP BY 1", &[]).await.unwrap() {
+    for row in sim
+        .admin
+        .query("SELECT prompt_id, max(runs) FROM at_once GROUP BY 1", &[])
+        .await
+        .unwrap()
+    {
         most.insert(PromptId::from(row.get::<_, Uuid>(0)), row.get::<_, i64>(1));
     }
     for (prompt, bound) in prompts {
         let at_once = most[&prompt];
-        assert!((1..=bound).contains(&at_once), "{at_once} runs of {prompt} at once");
+        assert!(
+            (1..=bound).contains(&at_once),
+            "{at_once} runs of {prompt} at once"
+        );
     }
 }
 
@@ -155,8 +169,10 @@ impl Crowd {
             crowd.fill(tenant, count).await;
         }
         crowd
-            .sql("UPDATE tenants SET concurrent_runs_max = 100000;
-                  ANALYZE")
+            .sql(
+                "UPDATE tenants SET concurrent_runs_max = 100000;
+                  ANALYZE",
+            )
             .await;
         crowd
     }
@@ -170,17 +186,33 @@ impl Crowd {
         let db = &self.stage.db;
         let slot = Utc::now() + TimeDelta::hours(1);
         let prompt = prompt(db, tenant, &json!({}), Some(slot)).await.unwrap();
-        let run = enqueue(db, tenant.id, prompt, RunTrigger::Manual).await.unwrap();
-        let Looked::Claimed(claim) = resume(db, tenant.id, run.unwrap(), LONG_MS).await.unwrap() else {
+        let run = enqueue(db, tenant.id, prompt, RunTrigger::Manual)
+            .await
+            .unwrap();
+        let Looked::Claimed(claim) = resume(db, tenant.id, run.unwrap(), LONG_MS).await.unwrap()
+        else {
             panic!("not claimed");
         };
         let sent = succeed(db, &claim, 1).await.unwrap();
-        settle(db, &sent[0], DeliveryStatus::Retrying).await.unwrap();
-        let run = enqueue(db, tenant.id, prompt, RunTrigger::Manual).await.unwrap();
-        let (prompt, run, delivery) = (prompt.uuid(), run.unwrap().uuid(), sent[0].delivery_id.uuid());
+        settle(db, &sent[0], DeliveryStatus::Retrying)
+            .await
+            .unwrap();
+        let run = enqueue(db, tenant.id, prompt, RunTrigger::Manual)
+            .await
+            .unwrap();
+        let (prompt, run, delivery) = (
+            prompt.uuid(),
+            run.unwrap().uuid(),
+            sent[0].delivery_id.uuid(),
+        );
         let age = count - 1;
         let copies = [
-            ("scheduled_prompts", prompt, "next_run_at", "external_id = NULL"),
+            (
+                "scheduled_prompts",
+                prompt,
+                "next_run_at",
+                "external_id = NULL",
+            ),
             ("scheduled_prompt_runs", run, "available_at", "attempt = 0"),
             ("deliveries", delivery, "next_attempt_at", "position = n"),
         ];
@@ -258,7 +290,9 @@ async fn ten_thousand_due_slots_delay_anothers_single_one_by_no_more_than_a_batc
     // With a third tenant, each has its share.
     let third = tenant(&crowd.stage.db, "third").await.unwrap();
     crowd.fill(third, 400).await;
-    crowd.sql("UPDATE tenants SET concurrent_runs_max = 100000").await;
+    crowd
+        .sql("UPDATE tenants SET concurrent_runs_max = 100000")
+        .await;
     for found in crowd.found().await {
         let share = (batch - 1) / 2;
         assert_eq!(found[&crowd.one.id], 1);
@@ -328,7 +362,9 @@ async fn what_cannot_be_looked_at_does_not_fill_the_sweeps() {
     let executor = executor(&sim.db, folder.path());
     let mut bad = BTreeSet::new();
     for _ in 0..5 {
-        bad.insert(id(&sim.call(&caller, "POST", "/v1/prompts", Some(every_minute())).await));
+        bad.insert(id(&sim
+            .call(&caller, "POST", "/v1/prompts", Some(every_minute()))
+            .await));
     }
     sim.admin
         .batch_execute(
@@ -393,16 +429,26 @@ async fn runs_and_deliveries_that_fail_their_looks_are_put_off_too() {
     let at = beginning();
     let sim = Sim::new(at).await;
     let caller = sim.tenant("acme", 10_000).await;
-    let made = sim.call(&caller, "POST", "/v1/prompts", Some(every_minute())).await;
+    let made = sim
+        .call(&caller, "POST", "/v1/prompts", Some(every_minute()))
+        .await;
     let (db, tenant_id) = (&sim.db, caller.tenant);
-    let run = enqueue(db, tenant_id, id(&made), RunTrigger::Manual).await.unwrap().unwrap();
+    let run = enqueue(db, tenant_id, id(&made), RunTrigger::Manual)
+        .await
+        .unwrap()
+        .unwrap();
     let Looked::Claimed(claim) = resume(db, tenant_id, run, LONG_MS).await.unwrap() else {
         panic!("not claimed");
     };
     let sent = succeed(db, &claim, 1).await.unwrap();
-    settle(db, &sent[0], DeliveryStatus::Retrying).await.unwrap();
+    settle(db, &sent[0], DeliveryStatus::Retrying)
+        .await
+        .unwrap();
     let delivery_id = sent[0].delivery_id;
-    let run_id = enqueue(db, tenant_id, id(&made), RunTrigger::Manual).await.unwrap().unwrap();
+    let run_id = enqueue(db, tenant_id, id(&made), RunTrigger::Manual)
+        .await
+        .unwrap()
+        .unwrap();
     for wake_up in [
         WakeUp::Run { tenant_id, run_id },
         WakeUp::Delivery {
@@ -410,14 +456,26 @@ async fn runs_and_deliveries_that_fail_their_looks_are_put_off_too() {
             delivery_id,
         },
     ] {
-        assert_eq!(due(&sim).await.iter().filter(|one| **one == wake_up).count(), 1);
-        looks::put_off(db.tenant(tenant_id).await.unwrap(), wake_up).await.unwrap();
+        assert_eq!(
+            due(&sim)
+                .await
+                .iter()
+                .filter(|one| **one == wake_up)
+                .count(),
+            1
+        );
+        looks::put_off(db.tenant(tenant_id).await.unwrap(), wake_up)
+            .await
+            .unwrap();
         assert!(!due(&sim).await.contains(&wake_up));
     }
     sim.set_clock(at + TimeDelta::seconds(5)).await;
     assert_eq!(due(&sim).await.len(), 2);
     // A look that succeeds forgets it.
-    take_delivery(db, tenant_id, delivery_id, LONG_MS).await.unwrap().unwrap();
+    take_delivery(db, tenant_id, delivery_id, LONG_MS)
+        .await
+        .unwrap()
+        .unwrap();
     resume(db, tenant_id, run_id, LONG_MS).await.unwrap();
     for table in ["scheduled_prompt_runs", "deliveries"] {
         let sql = format!("SELECT max(looks_failed) FROM {table}");
@@ -444,8 +502,12 @@ async fn a_slow_template_keeps_neither_a_lock_nor_a_connection() {
         "context": {"list": vec![1; 300], "text": "a".repeat(4_000)},
     });
     let slot = Utc::now() - TimeDelta::seconds(1);
-    let slow = prompt(&stage.db, acme, &slow_spec, Some(slot)).await.unwrap();
-    let quick = prompt(&stage.db, acme, &json!({}), Some(slot)).await.unwrap();
+    let slow = prompt(&stage.db, acme, &slow_spec, Some(slot))
+        .await
+        .unwrap();
+    let quick = prompt(&stage.db, acme, &json!({}), Some(slot))
+        .await
+        .unwrap();
     let wake_up = |prompt_id| WakeUp::Prompt {
         tenant_id: acme.id,
         prompt_id,
@@ -462,12 +524,23 @@ async fn a_slow_template_keeps_neither_a_lock_nor_a_connection() {
                       s.started_at > q.completed_at AS was_later
                  FROM scheduled_prompt_runs s, scheduled_prompt_runs q
                 WHERE s.prompt_id = $1 AND q.prompt_id = $2";
-    let row = stage.admin.query_one(sql, &[&slow.uuid(), &quick.uuid()]).await.unwrap();
+    let row = stage
+        .admin
+        .query_one(sql, &[&slow.uuid(), &quick.uuid()])
+        .await
+        .unwrap();
     let text = |name: &str| row.get::<_, Option<String>>(name);
-    let slow = (text("status"), text("rendered_input"), text("error_message"));
+    let slow = (
+        text("status"),
+        text("rendered_input"),
+        text("error_message"),
+    );
     assert_eq!(slow, (Some("succeeded".into()), Some("done".into()), None));
     assert_eq!(row.get::<_, i32>("attempt"), 1);
-    assert!(row.get::<_, bool>("was_later"), "the quick one had to wait for the slow one");
+    assert!(
+        row.get::<_, bool>("was_later"),
+        "the quick one had to wait for the slow one"
+    );
 }
 
 #[tokio::test]
@@ -484,7 +557,9 @@ async fn failures_pause_a_prompt_and_say_so() {
     for _ in 0..2 {
         at += TimeDelta::minutes(1);
         sim.set_clock(at).await;
-        let claim = fire(&sim.db, caller.tenant, id(&made), LONG_MS).await.unwrap();
+        let claim = fire(&sim.db, caller.tenant, id(&made), LONG_MS)
+            .await
+            .unwrap();
         claims.push(claim.unwrap());
     }
     // Five slots that nobody looks at.
@@ -501,13 +576,26 @@ async fn failures_pause_a_prompt_and_say_so() {
         paused["status_note"],
         "2 failed runs in a row; the last failed with model_refused"
     );
-    assert_eq!((&paused["consecutive_failures"], &paused["next_run_at"]), (&json!(2), &Value::Null));
-    let runs = sim.call(&caller, "GET", &format!("{path}/runs?status=skipped"), None).await;
+    assert_eq!(
+        (&paused["consecutive_failures"], &paused["next_run_at"]),
+        (&json!(2), &Value::Null)
+    );
+    let runs = sim
+        .call(&caller, "GET", &format!("{path}/runs?status=skipped"), None)
+        .await;
     let dropped = &runs["items"][0];
-    assert_eq!((&dropped["reason"], &dropped["slots_count"]), (&json!("paused"), &json!(5)));
+    assert_eq!(
+        (&dropped["reason"], &dropped["slots_count"]),
+        (&json!("paused"), &json!(5))
+    );
 
-    let resumed = sim.call(&caller, "POST", &format!("{path}/resume"), None).await;
-    assert_eq!((&resumed["status"], &resumed["consecutive_failures"]), (&json!("active"), &json!(0)));
+    let resumed = sim
+        .call(&caller, "POST", &format!("{path}/resume"), None)
+        .await;
+    assert_eq!(
+        (&resumed["status"], &resumed["consecutive_failures"]),
+        (&json!("active"), &json!(0))
+    );
     assert_eq!(resumed["status_note"], Value::Null);
 }
 
@@ -524,10 +612,14 @@ async fn a_skipped_slot_says_in_the_api_which_run_was_in_its_way() {
     for _ in 0..2 {
         at += TimeDelta::minutes(1);
         sim.set_clock(at).await;
-        let claim = fire(&sim.db, caller.tenant, id(&made), LONG_MS).await.unwrap();
+        let claim = fire(&sim.db, caller.tenant, id(&made), LONG_MS)
+            .await
+            .unwrap();
         first = first.or(claim);
     }
-    let runs = sim.call(&caller, "GET", &format!("{path}?status=skipped"), None).await;
+    let runs = sim
+        .call(&caller, "GET", &format!("{path}?status=skipped"), None)
+        .await;
     let skipped = &runs["items"][0];
     assert_eq!(skipped["reason"], "overlap");
     assert_eq!(skipped["overlapped_by"], json!(first.unwrap().run_id));
@@ -544,7 +636,9 @@ async fn jitter_spreads_what_the_sweeper_finds_and_any_wake_up_is_early_enough()
         body["schedule"]["expression"] = json!("0 * * * *");
         body["jitter_minutes"] = json!(10);
         body["misfire"] = json!("skip");
-        prompts.push(id(&sim.call(&caller, "POST", "/v1/prompts", Some(body)).await));
+        prompts.push(id(&sim
+            .call(&caller, "POST", "/v1/prompts", Some(body))
+            .await));
     }
     let slot = "2026-03-02T01:00:00Z".parse().unwrap();
     let mut found = BTreeMap::new();

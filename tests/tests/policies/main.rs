@@ -51,6 +51,7 @@ fn passes(chance: &mut Chance) -> TimeDelta {
 #[test]
 fn the_judge_agrees_with_ten_thousand_lives() {
     let seed = seed();
+    println!("CARILLON_TEST_SEED={seed}");
     let mut fates = BTreeMap::new();
     for case in 0..LIVES {
         // One that goes wrong is led again, and told.
@@ -121,6 +122,7 @@ fn lead(seed: u64, case: u64, told: bool) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_judge_agrees_with_lives_over_postgres() {
     let seed = seed();
+    println!("CARILLON_TEST_SEED={seed}");
     let mut chance = Chance::of_case(seed, u64::MAX);
     let mut at = beginning();
     let sim = Sim::new(at).await;
