@@ -62,7 +62,7 @@ pub(crate) async fn fire(
         match look(executor, tenant_id, prompt_id).await? {
             Looked::Done => return Ok(()),
             Looked::More => {}
-            Looked::Claimed(claim, job) => return execute(executor, claim, job).await,
+            Looked::Claimed(claim, job) => return Box::pin(execute(executor, claim, job)).await,
             Looked::Queued(job) => {
                 let (run_id, job) = (job.run_id, job.render().await?);
                 return take(executor, tenant_id, run_id, Some(job)).await;
@@ -165,7 +165,7 @@ async fn take(
         }
         NextStep::GiveUp => {
             tx.commit().await?;
-            return give_up(executor, tenant_id, &locked).await;
+            return Box::pin(give_up(executor, tenant_id, &locked)).await;
         }
         NextStep::Claim => {}
     }
@@ -180,7 +180,7 @@ async fn take(
     let due = locked.due_at_last.as_ref();
     let over_limit = due.and_then(|due| dropped(due, locked.now));
     match runs::claim(tx, &locked, &intent(executor, &job), over_limit).await? {
-        Some(claim) => execute(executor, claim, job).await,
+        Some(claim) => Box::pin(execute(executor, claim, job)).await,
         None => Ok(()),
     }
 }
