@@ -287,7 +287,7 @@ export class Database extends Construct {
     });
     Validations.of(secret).acknowledge({
       id: 'AwsSolutions-SMG4',
-      reason: 'The migration sets this password; docs/deploy.md says how to change it without a pause',
+      reason: 'The migration sets this password; docs/deploy.md says how to change it',
     });
     return secret;
   }

@@ -51,8 +51,8 @@ export class Observability extends Construct {
     super(scope, id);
     this.topic = this.makeTopic();
     const ended = this.countRuns();
-    const drift = this.countLines('Drift', watched.sweeper, '($.message = "drift repaired") || ($.message = "prompt not synced")');
-    const dead = this.countLines('DeadLetters', watched.sweeper, '$.message = "dead letter recorded"');
+    const drift = this.countDrift();
+    const dead = this.countLines('DeadLetters', watched.sweeper, '$.message = "dead letter*"');
     this.alarmOnRuns(ended.failurePercent, ended.timedOut);
     this.alarmOnQueues(dead);
     this.alarmOnSweeper(drift);
@@ -85,18 +85,32 @@ export class Observability extends Construct {
 
   private countRuns() {
     const { executor } = this.watched;
-    const status = (name: string) => `$.['run.status'] = "${name}"`;
-    const ended = (condition: string) => `($.message = "run ended") && ${condition}`;
-    const bad = `(${status('failed')} || ${status('timed_out')})`;
+    const status = (name: string) => `($.['run.status'] = "${name}")`;
+    const ended = '($.message = "run ended")';
+    // A run without destinations ends with its answer, and a failed one with its last try.
+    const succeeded = `(${ended} || ($.message = "model answered")) && ${status('succeeded')}`;
+    const lastTry = '($.message = "try failed") && ($.[\'run.ended\'] IS TRUE)';
+    const timedOut = `${lastTry} && ($.['error.code'] = "provider_timeout")`;
+    const failed = `(${ended} && ${status('failed')}) || (${lastTry} && ($.['error.code'] != "provider_timeout"))`;
     // The average of 100 for each run that failed and 0 for each that did not is the rate itself.
-    this.countLines('FailurePercent', executor, ended(status('succeeded')), { id: 'Succeeded0', value: '0' });
-    const failurePercent = this.countLines('FailurePercent', executor, ended(bad), { id: 'Failed100', value: '100' });
+    this.countLines('FailurePercent', executor, succeeded, { id: 'Succeeded0', value: '0' });
+    this.countLines('FailurePercent', executor, timedOut, { id: 'TimedOut100', value: '100' });
     return {
-      failurePercent,
-      succeeded: this.countLines('RunsSucceeded', executor, ended(status('succeeded'))),
-      failed: this.countLines('RunsFailed', executor, ended(status('failed'))),
-      timedOut: this.countLines('RunsTimedOut', executor, ended(status('timed_out'))),
+      failurePercent: this.countLines('FailurePercent', executor, failed, { id: 'Failed100', value: '100' }),
+      succeeded: this.countLines('RunsSucceeded', executor, succeeded),
+      failed: this.countLines('RunsFailed', executor, failed),
+      timedOut: this.countLines('RunsTimedOut', executor, timedOut),
     };
+  }
+
+  /** Entries that did not equal their prompts, and entries that could not be made equal. */
+  private countDrift(): cloudwatch.Metric {
+    const repaired = '$.message = "entries repaired"';
+    const add = (field: string) =>
+      this.countLines('Drift', this.watched.sweeper, repaired, { id: `Drift-${field}`, value: `$.${field}` });
+    add('drifted');
+    add('orphans');
+    return add('failed');
   }
 
   /** A metric filter on a function's log; gives the metric. */

@@ -62,6 +62,8 @@ export class CarillonStack extends Stack {
     say('ApiUrl', of.api.url, 'The API: API keys, and OIDC tokens where an issuer is given');
     say('TokenApiUrl', of.api.tokenUrl, 'The same API behind the check of OIDC tokens').condition = of.api.hasTokens;
     say('ProviderKeysSecretArn', of.outlets.providerKeys.secretArn, 'To be filled with the keys of model providers');
+    say('DatabaseSecretArn', of.database.appSecret.secretArn, 'The database role of tenants\' statements');
+    say('SystemDatabaseSecretArn', of.database.systemSecret.secretArn, 'The database role of the system functions');
     say('BucketName', of.outlets.bucket.bucketName, 'Outputs');
     say('EventBusName', of.outlets.bus.eventBusName, 'What happens, as events');
     say('MailEventsQueueUrl', of.outlets.mailEvents.queueUrl, 'Bounces and complaints on their way in');

@@ -48,7 +48,12 @@ export class Sweeper extends CarillonFunction {
     const stack = Stack.of(this);
     const role = new iam.Role(this, 'ClockRole', {
       assumedBy: new iam.ServicePrincipal('scheduler.amazonaws.com', {
-        conditions: { StringEquals: { 'aws:SourceAccount': stack.account } },
+        conditions: {
+          StringEquals: {
+            'aws:SourceAccount': stack.account,
+            'aws:SourceArn': stack.formatArn({ service: 'scheduler', resource: 'schedule-group', resourceName: 'default' }),
+          },
+        },
       }),
       inlinePolicies: {
         may: new iam.PolicyDocument({

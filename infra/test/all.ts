@@ -4,6 +4,7 @@ import './api.test';
 import './artifacts.test';
 import './caps.test';
 import './database.test';
+import './docs.test';
 import './observability.test';
 import './queues.test';
 import './roles.test';

@@ -12,6 +12,20 @@ function alarm(id: string): Resource['Properties'] {
   return template.one('AWS::CloudWatch::Alarm', `ObservabilityAlarm${id}`)[1].Properties;
 }
 
+/** Each filter of a metric: what it adds, and to which lines. */
+function filters(metric: string): [string, string][] {
+  return template.of('AWS::Logs::MetricFilter')
+    .filter(([, one]) => one.Properties.MetricTransformations[0].MetricName === metric)
+    .map(([, one]): [string, string] => [one.Properties.MetricTransformations[0].MetricValue, one.Properties.FilterPattern])
+    .sort();
+}
+
+function only(metric: string): string {
+  const [first, ...more] = filters(metric);
+  assert.ok(first && more.length === 0, metric);
+  return first[1];
+}
+
 test('a failure rate over 10% in 5 minutes rings', () => {
   const { MetricName, Statistic, Period, Threshold, ComparisonOperator, EvaluationPeriods } = alarm('FailureRate');
   assert.deepEqual(
@@ -19,13 +33,20 @@ test('a failure rate over 10% in 5 minutes rings', () => {
     ['FailurePercent', 'Average', 300, 10, 'GreaterThanThreshold', 1],
   );
   // The average over runs is the rate: 100 for one that failed or timed out, 0 for one that succeeded.
-  const values = template.of('AWS::Logs::MetricFilter')
-    .filter(([, one]) => one.Properties.MetricTransformations[0].MetricName === 'FailurePercent')
-    .map(([, one]) => [one.Properties.MetricTransformations[0].MetricValue, one.Properties.FilterPattern]);
-  assert.deepEqual(values.sort(), [
-    ['0', '{ ($.message = "run ended") && $.[\'run.status\'] = "succeeded" }'],
-    ['100', '{ ($.message = "run ended") && ($.[\'run.status\'] = "failed" || $.[\'run.status\'] = "timed_out") }'],
-  ]);
+  assert.deepEqual(filters('FailurePercent'), [
+    ['0', only('RunsSucceeded')], ['100', only('RunsFailed')], ['100', only('RunsTimedOut')],
+  ].sort());
+});
+
+test('a run is counted by the line that it ends with', () => {
+  assert.equal(only('RunsSucceeded'), '{ (($.message = "run ended") || ($.message = "model answered")) && ($.[\'run.status\'] = "succeeded") }');
+  assert.equal(only('RunsTimedOut'), '{ ($.message = "try failed") && ($.[\'run.ended\'] IS TRUE) && ($.[\'error.code\'] = "provider_timeout") }');
+  assert.equal(only('RunsFailed'), '{ (($.message = "run ended") && ($.[\'run.status\'] = "failed")) || ' +
+    '(($.message = "try failed") && ($.[\'run.ended\'] IS TRUE) && ($.[\'error.code\'] != "provider_timeout")) }');
+});
+
+test('drift is what was repaired and what could not be', () => {
+  assert.deepEqual(filters('Drift'), ['$.drifted', '$.failed', '$.orphans'].map((field) => [field, '{ $.message = "entries repaired" }']));
 });
 
 test('over 5 timeouts in 10 minutes ring', () => {
@@ -91,7 +112,9 @@ test('two stacks of a Region share no metric, log or name', () => {
 test('the executor writes the lines that its alarms and graphs count', () => {
   const source = sources(path.join(ROOT, 'functions/executor/src'));
   assert.match(source, /run\.status = %status, "run ended"/);
-  assert.match(source, /run\.latency_ms = [^"]*"model answered"/);
+  assert.match(source, /run\.status = %status,[^"]*run\.latency_ms = [^"]*"model answered"/);
+  assert.match(source, /error\.code = failure\.code, run\.ended = failure\.then\.ends\(\),\s*"try failed"/);
+  assert.match(source, /Self::Timeout => "provider_timeout"/);
 });
 
 function sources(folder: string): string {
