@@ -25,6 +25,8 @@ const NAME_CHARS_MAX: usize = 64;
 pub struct Fields<'a> {
     given: Option<&'a Map<String, Value>>,
     known: Vec<&'static str>,
+    /// Fields that are refused with a reason of their own, and never offered.
+    refused: Vec<&'static str>,
     faults: Vec<Fault>,
 }
 
@@ -48,6 +50,7 @@ impl<'a> Fields<'a> {
         Self {
             given,
             known: Vec::new(),
+            refused: Vec::new(),
             faults,
         }
     }
@@ -79,6 +82,23 @@ impl<'a> Fields<'a> {
             place: name.to_owned(),
             value,
         }
+    }
+
+    /// Refuses a field that there is not, but that callers have reason to expect, with more than that
+    /// there is no such field. `true` if it is there.
+    pub fn refuse_field(
+        &mut self,
+        name: &'static str,
+        code: &'static str,
+        detail: &str,
+        hint: &str,
+    ) -> bool {
+        self.refused.push(name);
+        let given = self.look_up(name).is_some();
+        if given {
+            self.faults.push(Fault::new(name, code, detail, hint));
+        }
+        given
     }
 
     /// Adds a fault that concerns several fields, or that only the reader can see.
@@ -118,9 +138,10 @@ impl<'a> Fields<'a> {
 
     fn refuse_unknown(&mut self) {
         let Some(given) = self.given else { return };
-        let unknown = given
-            .keys()
-            .filter(|name| !self.known.contains(&name.as_str()));
+        let unknown = given.keys().filter(|name| {
+            let name = name.as_str();
+            !self.known.contains(&name) && !self.refused.contains(&name)
+        });
         for name in unknown.take(UNKNOWN_TOLD_MAX) {
             let hint = match nearest(name, self.known.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),

@@ -1,6 +1,6 @@
 //! What Carillon's functions share.
 //!
-//! The pure modules (`fault`, `ids`, `schedule`, `prompt`, `template`, `run`, `price`, `outbound`)
+//! The pure modules (`fault`, `ids`, `schedule`, `exclusion`, `jitter`, `prompt`, `template`, `run`, `price`, `outbound`)
 //! import neither `db` nor a network client. All SQL lives in `db`; nothing outside it can run a
 //! statement.
 
@@ -9,9 +9,11 @@ pub mod backoff;
 pub mod db;
 pub mod destination;
 pub mod env;
+pub mod exclusion;
 pub mod fault;
 pub mod fields;
 pub mod ids;
+pub mod jitter;
 pub mod message;
 pub mod model;
 pub mod outbound;
@@ -22,6 +24,7 @@ pub mod run;
 pub mod schedule;
 pub mod seal;
 pub mod secret;
+pub mod simulate;
 pub mod slots;
 pub mod telemetry;
 pub mod template;

@@ -18,11 +18,12 @@ use utoipa::ToSchema;
 
 use crate::{
     destination::{Destination, EmailAddress},
-    fault::Fault,
+    exclusion::{Exclusions, Holidays},
+    fault::{Fault, Warning},
     model::{ModelName, ModelSettings},
     outbound,
     price::Catalog,
-    schedule::{Form, Schedule},
+    schedule::{Form, Schedule, ScheduleType},
     template::TEXT_BYTES_MAX,
 };
 
@@ -42,6 +43,8 @@ pub const TAGS_MAX: usize = 20;
 pub const TAG_CHARS_MAX: usize = 50;
 /// The most runs that a prompt may be limited to.
 pub const RUNS_MAX: u32 = 1_000_000;
+/// The most runs of one prompt that may be open at once.
+pub const OVERLAP_RUNS_MAX: u32 = 20;
 /// A week: the longest time that a missed slot stays worth running.
 pub const CATCHUP_WINDOW_S_MAX: u32 = 604_800;
 /// The most retries of one run.
@@ -57,6 +60,7 @@ pub const TIMEOUT_MS_MAX: u32 = 840_000;
 /// The most failures in a row that may be allowed before a prompt pauses.
 pub const PAUSE_AFTER_FAILURES_MAX: u32 = 1_000;
 
+const OVERLAP_RUNS: u32 = 3;
 const CATCHUP_WINDOW_S: u32 = 900;
 const RETRIES: u32 = 3;
 const RETRY_DELAY_MS: u32 = 60_000;
@@ -71,9 +75,9 @@ pub enum Overlap {
     /// It is skipped, and recorded as skipped.
     #[default]
     Skip,
-    /// It waits; of several that wait, the latest runs.
+    /// It waits, in the place of the one that waits already.
     BufferOne,
-    /// It runs at the same time.
+    /// It runs at the same time, up to `overlap_runs_max`.
     AllowAll,
 }
 
@@ -87,7 +91,7 @@ pub enum Misfire {
     /// The latest runs.
     #[default]
     RunLatest,
-    /// Each runs.
+    /// Each runs, oldest first and at even distances, up to 100.
     RunAll,
 }
 
@@ -108,6 +112,8 @@ pub struct Rules<'a> {
     pub allow_echo: bool,
     /// Where the output goes when neither destinations nor a notification email are given.
     pub owner_email: Option<&'a str>,
+    /// The tenant's calendars, or at least those that the prompt names.
+    pub holidays: &'a Holidays,
 }
 
 /// All that a tenant says about a prompt, checked.
@@ -149,9 +155,19 @@ pub struct PromptSpec {
     #[serde(serialize_with = "form")]
     #[schema(value_type = Form)]
     schedule: Schedule,
+    /// On which days it is not due.
+    exclusions: Exclusions,
+    /// The prompt is woken up to so many minutes after its slot, always by the same time; a run's
+    /// slot is the slot itself. Less than the shortest time between two slots.
+    #[schema(minimum = 0, maximum = 60, default = 0)]
+    jitter_minutes: u32,
     // A description here would not fit beside the one of the inlined type.
     #[schema(inline)]
     overlap: Overlap,
+    /// With overlap `allow_all`: how many of its runs may wait or be under way at once. A slot beyond
+    /// it is skipped.
+    #[schema(minimum = 1, maximum = 20, default = 3)]
+    overlap_runs_max: u32,
     /// How long a missed slot stays worth running, in seconds.
     #[schema(minimum = 0, maximum = 604_800, default = 900)]
     catchup_window_s: u32,
@@ -229,7 +245,8 @@ impl PromptSpec {
 
     /// This prompt with a merge patch applied (RFC 7396), checked as a whole. A schedule that the
     /// patch leaves as it is may have passed, and may be more frequent than the tenant's minimum of
-    /// today.
+    /// today; exclusions that it leaves as they are may name a calendar that is gone. A `dst_gap` that
+    /// it does not name goes where the schedule's new type has none.
     ///
     /// # Errors
     ///
@@ -240,11 +257,10 @@ impl PromptSpec {
             let hint = "send an object with the fields to change";
             return Err(vec![Fault::new("", "wrong_type", detail, hint)]);
         }
-        let before = self.to_json();
-        let mut after = before.clone();
+        let mut after = self.to_json();
         merge::apply(&mut after, patch);
-        let untouched = before.get("schedule") == after.get("schedule");
-        parse::prompt(&after, Some(rules), untouched.then_some(&self.schedule))
+        forget_gap(&mut after, patch);
+        parse::prompt(&after, Some(rules), Some(self))
     }
 
     /// The prompt as stored and as the API returns it, every default spelled out.
@@ -258,6 +274,8 @@ impl PromptSpec {
     #[must_use]
     pub fn schedule_changed(&self, other: &Self) -> bool {
         self.schedule != other.schedule
+            || self.exclusions != other.exclusions
+            || self.jitter_minutes != other.jitter_minutes
     }
 
     /// The name that people see.
@@ -308,10 +326,73 @@ impl PromptSpec {
         &self.schedule
     }
 
+    /// On which days it is not due.
+    #[must_use]
+    pub fn exclusions(&self) -> &Exclusions {
+        &self.exclusions
+    }
+
+    /// Over how many minutes its wake-ups are spread; [`crate::jitter::delay`] has its share.
+    #[must_use]
+    pub fn jitter_minutes(&self) -> u32 {
+        self.jitter_minutes
+    }
+
+    /// The first slot after `after` that no exclusion takes. `None` as well where exclusions take
+    /// more slots in a row than are looked at.
+    #[must_use]
+    pub fn next_slot(&self, after: DateTime<Utc>, holidays: &Holidays) -> Option<DateTime<Utc>> {
+        let timezone = self.schedule.timezone();
+        self.exclusions
+            .first_slot(after, timezone, holidays, |after| self.schedule.next(after))
+    }
+
+    /// When it is due in plain English: its schedule, what is excluded, and how it is spread.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = self.schedule.describe();
+        if self.schedule.kind() == ScheduleType::Manual {
+            return text;
+        }
+        if let Some(excluded) = self.exclusions.describe() {
+            text.push_str(&format!(", except {excluded}"));
+        }
+        if self.jitter_minutes > 0 {
+            let plural = if self.jitter_minutes == 1 { "" } else { "s" };
+            let minutes = self.jitter_minutes;
+            text.push_str(&format!(", started up to {minutes} minute{plural} later"));
+        }
+        text
+    }
+
+    /// What its author may not expect, as [`Schedule::warnings`] has it, but for excluded dates; and
+    /// calendars that say nothing about the days from `now` on.
+    #[must_use]
+    pub fn warnings(&self, now: DateTime<Utc>, holidays: &Holidays) -> Vec<Warning> {
+        let excluded = |date| self.exclusions.why(date, holidays).is_some();
+        let mut warnings = self.schedule.warnings_but(now, &excluded);
+        let today = now.with_timezone(&self.schedule.timezone()).date_naive();
+        let ended = self.exclusions.calendars().iter();
+        let ended = ended.filter(|name| holidays.last(name).is_some_and(|last| last < today));
+        warnings.extend(ended.map(|name| Warning {
+            code: "calendar_ended",
+            detail: format!(
+                "the last holiday of the calendar {name} has passed: it excludes nothing any more"
+            ),
+        }));
+        warnings
+    }
+
     /// What a slot does that comes due while a run is going on.
     #[must_use]
     pub fn overlap(&self) -> Overlap {
         self.overlap
+    }
+
+    /// With `allow_all`: how many of its runs may be open at once.
+    #[must_use]
+    pub fn overlap_runs_max(&self) -> u32 {
+        self.overlap_runs_max
     }
 
     /// How long a missed slot stays worth running.
@@ -422,6 +503,18 @@ impl Misfire {
             Self::RunLatest => "run_latest",
             Self::RunAll => "run_all",
         }
+    }
+}
+
+/// Nobody has to take away what nobody wrote: `dst_gap` is stored even where it was left out.
+fn forget_gap(after: &mut Value, patch: &Value) {
+    let kind = after.pointer("/schedule/type").and_then(Value::as_str);
+    let off_the_wall = ScheduleType::ALL
+        .iter()
+        .any(|known| Some(known.as_str()) == kind && !known.is_on_the_wall_clock());
+    if off_the_wall && patch.pointer("/schedule/dst_gap").is_none() {
+        let schedule = after.get_mut("schedule").and_then(Value::as_object_mut);
+        schedule.map(|schedule| schedule.remove("dst_gap"));
     }
 }
 

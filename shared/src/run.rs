@@ -5,6 +5,9 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+/// After this many failed attempts a delivery is exhausted; a redelivery has as many again.
+pub const DELIVERY_ATTEMPTS_MAX: i32 = 16;
+
 /// A closed set of words that stand in a column, in JSON and in the code alike.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:tt,)+ }) => {

@@ -104,7 +104,7 @@ fn refusals_name_the_field_and_the_rule() {
         ),
         (
             json!({"type": "interval", "every_seconds": 5}),
-            vec!["every_minutes missing", "every_seconds unknown_field"],
+            vec!["every_seconds sub_minute"],
         ),
         (
             json!({"type": "interval", "every_days": 1, "anchor": "2026-01-01T00:00:01Z"}),
@@ -167,6 +167,30 @@ fn refusals_name_the_field_and_the_rule() {
         (
             json!({"type": "manual", "at": "08:00"}),
             vec!["at unknown_field"],
+        ),
+        (
+            json!({"type": "daily", "at": "08:00", "dst_gap": "shfit"}),
+            vec!["dst_gap unknown_value"],
+        ),
+        (
+            json!({"type": "cron", "expression": "0 9 * * *", "dst_gap": true}),
+            vec!["dst_gap wrong_type"],
+        ),
+        (
+            json!({"type": "interval", "every_hours": 1, "dst_gap": "skip"}),
+            vec!["dst_gap no_wall_clock"],
+        ),
+        (
+            json!({"type": "once", "at": "2026-07-01T13:00", "dst_gap": "shift"}),
+            vec!["dst_gap no_wall_clock"],
+        ),
+        (
+            json!({"type": "manual", "dst_gap": "shift"}),
+            vec!["dst_gap no_wall_clock"],
+        ),
+        (
+            json!({"type": "once", "at": "2026-03-08T02:30", "timezone": "America/New_York"}),
+            vec!["at nonexistent_local_time"],
         ),
         (
             json!({"type": "manual", "start_at": "2026-07-01T13:00:00"}),
@@ -262,6 +286,11 @@ fn hints_say_what_to_send() {
         faults(&twice)[0].hint,
         "write 2026-11-01T01:30:00-04:00 or 2026-11-01T01:30:00-05:00"
     );
+    let gap = json!({"type": "once", "at": "2026-03-08T02:30", "timezone": "America/New_York"});
+    assert_eq!(
+        faults(&gap)[0].hint,
+        "write 2026-03-08T03:00:00-04:00, the first time after the jump, or another"
+    );
 }
 
 #[test]
@@ -281,7 +310,7 @@ fn what_is_stored_is_complete_and_reads_back() {
     let cases = [
         (
             json!({"type": "cron", "expression": " 0  9 * * 1-5 ", "end_at": "2026-03-01T02:00:00+02:00"}),
-            json!({"type": "cron", "expression": "0 9 * * 1-5", "timezone": "UTC", "end_at": "2026-03-01T00:00:00Z"}),
+            json!({"type": "cron", "expression": "0 9 * * 1-5", "dst_gap": "shift", "timezone": "UTC", "end_at": "2026-03-01T00:00:00Z"}),
         ),
         (
             json!({"type": "interval", "every_minutes": 45}),
@@ -297,15 +326,15 @@ fn what_is_stored_is_complete_and_reads_back() {
         ),
         (
             json!({"type": "daily", "at": "08:00", "timezone": "Asia/Kolkata"}),
-            json!({"type": "daily", "at": "08:00", "timezone": "Asia/Kolkata"}),
+            json!({"type": "daily", "at": "08:00", "dst_gap": "shift", "timezone": "Asia/Kolkata"}),
         ),
         (
             json!({"type": "weekly", "days": ["sun", "mon", "mon"], "at": "08:00"}),
-            json!({"type": "weekly", "days": ["mon", "sun"], "at": "08:00", "timezone": "UTC"}),
+            json!({"type": "weekly", "days": ["mon", "sun"], "at": "08:00", "dst_gap": "shift", "timezone": "UTC"}),
         ),
         (
             json!({"type": "monthly", "days": [15, 1, 15], "at": "09:00"}),
-            json!({"type": "monthly", "days": [1, 15], "at": "09:00", "timezone": "UTC"}),
+            json!({"type": "monthly", "days": [1, 15], "at": "09:00", "dst_gap": "shift", "timezone": "UTC"}),
         ),
         (
             json!({"type": "once", "at": "2026-07-01T13:00", "timezone": "America/Los_Angeles"}),
@@ -509,6 +538,14 @@ fn descriptions_are_plain_english() {
         ),
         (json!({"type": "manual"}), "Only when asked for"),
         (
+            json!({"type": "daily", "at": "02:30", "timezone": "America/New_York", "dst_gap": "skip"}),
+            "At 02:30 every day, America/New_York, skipped where the clocks jump over it",
+        ),
+        (
+            json!({"type": "cron", "expression": "*/15 * * * *", "dst_gap": "shift"}),
+            "Every 15 minutes, UTC, moved where the clocks jump over it",
+        ),
+        (
             json!({"type": "daily", "at": "08:00", "start_at": "2026-02-01T00:00:00Z", "end_at": "2026-03-01T00:00:00Z"}),
             "At 08:00 every day, UTC, from 2026-02-01 00:00, until 2026-03-01 00:00",
         ),
@@ -548,10 +585,19 @@ fn surprises_are_warned_of() {
             "{expression} in {timezone}"
         );
     }
-    let gap = &cron("30 2 * * *", "America/New_York").warnings(now())[0];
-    assert!(
-        gap.detail.starts_with("2026-03-08 02:30 does not exist"),
-        "{gap:?}"
+    let gap = |dst_gap: &str| {
+        let sent = json!({
+            "type": "cron", "expression": "30 2 * * *", "timezone": "America/New_York", "dst_gap": dst_gap,
+        });
+        schedule(sent).warnings(now())[0].detail.clone()
+    };
+    assert_eq!(
+        gap("shift"),
+        "2026-03-08 02:30 does not exist in America/New_York, because the clocks go forward: that slot moves to 03:00"
+    );
+    assert_eq!(
+        gap("skip"),
+        "2026-03-08 02:30 does not exist in America/New_York, because the clocks go forward: that slot is skipped; with dst_gap shift it moves to the gap's end"
     );
     let ended = schedule(json!({
         "type": "daily", "at": "02:30", "timezone": "America/New_York", "end_at": "2026-03-01T00:00:00Z",
@@ -672,7 +718,8 @@ fn the_openapi_schema_is_a_union_told_apart_by_type() {
         );
         assert_eq!(schema["additionalProperties"], false, "{schema}");
         assert_eq!(
-            schema["properties"]["timezone"]["type"], "string",
+            schema["properties"]["timezone"]["type"],
+            json!(["string", "null"]),
             "{schema}"
         );
         let required = schema["required"].as_array().unwrap();

@@ -9,7 +9,7 @@ use chrono_tz::{TZ_VARIANTS, Tz};
 use croner::parser::{CronParser, Seconds};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use shared::schedule::{Schedule, eventbridge};
+use shared::schedule::{DstGap, Schedule, eventbridge};
 
 const SLOTS: usize = 6;
 
@@ -31,9 +31,20 @@ fn now() -> DateTime<Utc> {
     "2026-01-01T10:07:20Z".parse().unwrap()
 }
 
+/// As EventBridge has it: a gap is skipped.
 fn parse(expression: &str, timezone: Tz) -> Option<Schedule> {
-    let sent = json!({"type": "cron", "expression": expression, "timezone": timezone.name()});
+    parse_with(expression, timezone, DstGap::Skip)
+}
+
+fn parse_with(expression: &str, timezone: Tz, dst_gap: DstGap) -> Option<Schedule> {
+    let sent = json!({
+        "type": "cron", "expression": expression, "timezone": timezone.name(), "dst_gap": dst_gap,
+    });
     Schedule::parse(&sent, now()).ok()
+}
+
+fn any_gap() -> impl Strategy<Value = DstGap> {
+    prop::sample::select(DstGap::ALL.to_vec())
 }
 
 fn slots(schedule: &Schedule, after: DateTime<Utc>) -> Vec<DateTime<Utc>> {
@@ -151,6 +162,7 @@ fn form() -> impl Strategy<Value = Value> {
             "at",
             "days",
             "timezone",
+            "dst_gap",
             "start_at",
             "end_at",
             "colour",
@@ -180,6 +192,7 @@ fn anything() -> impl Strategy<Value = Value> {
         instant().prop_map(|at| json!(at)),
         "[0-2][0-9]:[0-5][0-9]".prop_map(Value::from),
         Just(json!(["mon", "fri"])),
+        Just(json!("skip")),
     ];
     leaf.prop_recursive(3, 16, 4, |inner| {
         prop_oneof![
@@ -225,10 +238,11 @@ proptest! {
 
     #[test]
     fn slots_increase_on_whole_minutes_and_never_repeat_a_local_time(
-        expression in expression(), timezone in zone(), from in moment(), minutes in -60i64..1_500,
+        expression in expression(), timezone in zone(), dst_gap in any_gap(),
+        from in moment(), minutes in -60i64..1_500,
     ) {
         let after = near_a_change(timezone, from, minutes);
-        if let Some(schedule) = parse(&expression, timezone) {
+        if let Some(schedule) = parse_with(&expression, timezone, dst_gap) {
             let slots = slots(&schedule, after);
             prop_assert_eq!(slots.len(), SLOTS);
             prop_assert!(slots[0] > after);
@@ -242,10 +256,48 @@ proptest! {
     }
 
     #[test]
-    fn asking_later_never_gives_an_earlier_slot(
-        expression in expression(), timezone in zone(), a in moment(), later_s in 0i64..10_000_000,
+    fn slots_match_their_fields_on_the_local_clock_but_at_the_end_of_a_gap(
+        expression in expression(), timezone in zone(), dst_gap in any_gap(),
+        from in moment(), minutes in -60i64..1_500,
     ) {
-        if let Some(schedule) = parse(&expression, timezone) {
+        let after = near_a_change(timezone, from, minutes);
+        if let Some(schedule) = parse_with(&expression, timezone, dst_gap) {
+            let cron = CronParser::builder().seconds(Seconds::Disallowed).build().parse(&expression).unwrap();
+            let local = |at: DateTime<Utc>| at.with_timezone(&timezone).naive_local();
+            for slot in slots(&schedule, after) {
+                let second = Duration::seconds(1);
+                let ends_a_gap = local(slot) - local(slot - second) > second;
+                let matches = cron.is_time_matching(&local(slot).and_utc()).unwrap();
+                prop_assert!(matches || (ends_a_gap && dst_gap == DstGap::Shift), "{}", slot);
+            }
+        }
+    }
+
+    #[test]
+    fn a_date_that_matches_by_both_of_its_days_gives_one_slot(
+        time in (field(0, 59), field(0, 23)), day in 1..=31u32, weekday in 0..=6u32,
+        timezone in zone(), dst_gap in any_gap(), after in moment(),
+    ) {
+        let (minute, hour) = time;
+        let both = parse_with(&format!("{minute} {hour} {day} * {weekday}"), timezone, dst_gap);
+        let by_day = parse_with(&format!("{minute} {hour} {day} * *"), timezone, dst_gap);
+        let by_weekday = parse_with(&format!("{minute} {hour} * * {weekday}"), timezone, dst_gap);
+        if let (Some(both), Some(by_day), Some(by_weekday)) = (both, by_day, by_weekday) {
+            let mut either = slots(&by_day, after);
+            either.extend(slots(&by_weekday, after));
+            either.sort_unstable();
+            either.dedup();
+            either.truncate(SLOTS);
+            prop_assert_eq!(slots(&both, after), either);
+        }
+    }
+
+    #[test]
+    fn asking_later_never_gives_an_earlier_slot(
+        expression in expression(), timezone in zone(), dst_gap in any_gap(),
+        a in moment(), later_s in 0i64..10_000_000,
+    ) {
+        if let Some(schedule) = parse_with(&expression, timezone, dst_gap) {
             let b = a + Duration::seconds(later_s);
             let (next_a, next_b) = (schedule.next(a).unwrap(), schedule.next(b).unwrap());
             prop_assert!(next_a <= next_b);
@@ -262,7 +314,7 @@ proptest! {
         let end = start + Duration::minutes(length_min);
         let sent = json!({
             "type": "cron", "expression": expression, "timezone": timezone.name(),
-            "start_at": start, "end_at": end,
+            "start_at": start, "end_at": end, "dst_gap": "skip",
         });
         if let Some(open) = parse(&expression, timezone) {
             let first = open.next(start - Duration::minutes(1)).unwrap();
@@ -315,6 +367,8 @@ proptest! {
             let read = Schedule::from_stored(&stored).unwrap();
             prop_assert_eq!(&read.to_json(), &stored);
             prop_assert_eq!(slots(&read, after), slots(&schedule, after));
+            let named: Vec<_> = read.occurrences(after).filter_map(|time| time.at).take(SLOTS).collect();
+            prop_assert_eq!(slots(&read, after), named);
         }
     }
 

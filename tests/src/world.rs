@@ -192,7 +192,7 @@ async fn failed_run(stage: &Stage, tenant: Tenant, prompt: PromptId) -> (RunId, 
 async fn claimed(db: &Db, tenant: TenantId, run: RunId) -> Claim {
     match resume(db, tenant, run, LONG_MS).await.unwrap() {
         Looked::Claimed(claim) => claim,
-        other @ (Looked::GaveUp | Looked::Other(_) | Looked::NoRun) => panic!("{other:?}"),
+        other @ (Looked::GaveUp | Looked::NoPlace | Looked::Other(_) | Looked::NoRun) => panic!("{other:?}"),
     }
 }
 
@@ -265,13 +265,9 @@ pub async fn tenant_tables(admin: &Client) -> Vec<(String, &'static str)> {
 
 /// `module::function` of every public function that talks to the database.
 pub fn public_functions() -> Vec<String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/src/db");
     let mut names = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        assert!(path.is_file(), "look into {} too", path.display());
-        let module = path.file_stem().unwrap().to_str().unwrap();
-        for line in fs::read_to_string(&path).unwrap().lines() {
+    for (module, text) in db_sources() {
+        for line in text.lines() {
             let Some(rest) = line.trim_start().strip_prefix("pub async fn ") else {
                 continue;
             };
@@ -284,6 +280,26 @@ pub fn public_functions() -> Vec<String> {
     }
     names.sort();
     names
+}
+
+/// The text of each file of `shared::db`, and the module that its functions are called by: a
+/// sub-folder is one module.
+pub fn db_sources() -> Vec<(String, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/src/db");
+    let mut sources = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let module = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        if path.is_file() {
+            sources.push((module, fs::read_to_string(&path).unwrap()));
+            continue;
+        }
+        for entry in fs::read_dir(&path).unwrap() {
+            let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+            sources.push((module.clone(), text));
+        }
+    }
+    sources
 }
 
 /// Gives B one of each thing that retention deletes.

@@ -6,26 +6,27 @@ use serde_json::{Map, Value, json};
 
 use super::{
     CATCHUP_WINDOW_S, CATCHUP_WINDOW_S_MAX, CONTEXT_BYTES_MAX, DESCRIPTION_CHARS_MAX,
-    METADATA_BYTES_MAX, Misfire, NAME_CHARS_MAX, Overlap, PAUSE_AFTER_FAILURES,
+    METADATA_BYTES_MAX, Misfire, NAME_CHARS_MAX, OVERLAP_RUNS, OVERLAP_RUNS_MAX, Overlap, PAUSE_AFTER_FAILURES,
     PAUSE_AFTER_FAILURES_MAX, PromptSpec, RETRIES, RETRIES_MAX, RETRY_DELAY_MS, RETRY_DELAY_MS_MAX,
     RETRY_DELAY_MS_MIN, RUNS_MAX, Rules, TAG_CHARS_MAX, TAGS_MAX, TEXT_BYTES_MAX, TIMEOUT_MS,
     TIMEOUT_MS_MAX, TIMEOUT_MS_MIN,
 };
 use crate::{
     destination::{Destination, EmailAddress},
+    exclusion::Exclusions,
     fault::Fault,
     fields::Fields,
+    jitter::JITTER_MINUTES_MAX,
     model::{ModelName, ModelSettings, Provider},
-    schedule::{self, Schedule},
+    schedule::{self, Schedule, ScheduleType},
     template::Template,
 };
 
-/// Reads a prompt. `rules` is `None` for a stored one; `kept` is the schedule of a prompt whose patch
-/// does not touch it.
+/// Reads a prompt. `rules` is `None` for a stored one; `before` is the prompt that a patch changed.
 pub(super) fn prompt(
     value: &Value,
     rules: Option<&Rules<'_>>,
-    kept: Option<&Schedule>,
+    before: Option<&PromptSpec>,
 ) -> Result<PromptSpec, Vec<Fault>> {
     let mut fields = Fields::new(value);
     let context = fields.optional("context").object(CONTEXT_BYTES_MAX);
@@ -35,7 +36,12 @@ pub(super) fn prompt(
     let system_text = fields
         .optional("system_text")
         .text_bytes(1..=TEXT_BYTES_MAX);
-    let schedule = schedule(&mut fields, rules, kept);
+    let schedule = schedule(&mut fields, rules, before);
+    let exclusions = exclusions(&mut fields, rules, before);
+    if let (Some(schedule), Some(exclusions), Some(rules)) = (&schedule, &exclusions, rules) {
+        check_some_slot_is_left(&mut fields, schedule, exclusions, rules, before);
+    }
+    let jitter_minutes = jitter_minutes(&mut fields, schedule.as_ref());
     let model = model(&mut fields, rules);
     let model_settings = settings(&mut fields, model.as_ref(), rules);
     let notification_email = fields
@@ -62,6 +68,7 @@ pub(super) fn prompt(
         .word(&Misfire::ALL, Misfire::as_str);
     let max_runs = fields.optional("max_runs").integer(1..=RUNS_MAX);
     let mut number = |name, range, default| fields.optional(name).integer(range).unwrap_or(default);
+    let overlap_runs_max = number("overlap_runs_max", 1..=OVERLAP_RUNS_MAX, OVERLAP_RUNS);
     let delays = RETRY_DELAY_MS_MIN..=RETRY_DELAY_MS_MAX;
     let failures = 0..=PAUSE_AFTER_FAILURES_MAX;
     let catchup_window_s = number(
@@ -83,7 +90,10 @@ pub(super) fn prompt(
             model_settings,
             context: context.cloned().unwrap_or_default(),
             schedule: schedule?,
+            exclusions: exclusions?,
+            jitter_minutes,
             overlap: overlap.unwrap_or_default(),
+            overlap_runs_max,
             catchup_window_s,
             misfire: misfire.unwrap_or_default(),
             max_runs,
@@ -104,14 +114,14 @@ pub(super) fn prompt(
 fn schedule(
     fields: &mut Fields<'_>,
     rules: Option<&Rules<'_>>,
-    kept: Option<&Schedule>,
+    before: Option<&PromptSpec>,
 ) -> Option<Schedule> {
     fields
         .required_such_as("schedule", r#"{"type": "daily", "at": "08:00"}"#)
-        .parse(|value| match (kept, rules) {
-            (Some(kept), _) => Ok(kept.clone()),
-            (None, None) => Schedule::from_stored(value),
-            (None, Some(rules)) => due(value, rules),
+        .parse(|value| match (before, rules) {
+            (Some(before), _) if before.schedule.to_json() == *value => Ok(before.schedule.clone()),
+            (_, None) => Schedule::from_stored(value),
+            (_, Some(rules)) => due(value, rules),
         })
 }
 
@@ -131,6 +141,100 @@ pub(super) fn due(value: &Value, rules: &Rules<'_>) -> Result<Schedule, Vec<Faul
         )]),
         Some(_) | None => Ok(schedule),
     }
+}
+
+/// `None` where a fault was told.
+fn exclusions(
+    fields: &mut Fields<'_>,
+    rules: Option<&Rules<'_>>,
+    before: Option<&PromptSpec>,
+) -> Option<Exclusions> {
+    let faults_before = fields.faults();
+    let read = fields.optional("exclusions").parse(|value| {
+        let exclusions = Exclusions::parse(value)?;
+        let untouched = before.is_some_and(|before| before.exclusions == exclusions);
+        let unknown = match rules {
+            Some(rules) if !untouched => rules.holidays.check(&exclusions),
+            Some(_) | None => Vec::new(),
+        };
+        if unknown.is_empty() {
+            Ok(exclusions)
+        } else {
+            Err(unknown)
+        }
+    });
+    let sound = fields.faults() == faults_before;
+    sound.then(|| read.unwrap_or_default())
+}
+
+/// Refuses exclusions that take every slot. What a patch leaves as it is may have run out.
+fn check_some_slot_is_left(
+    fields: &mut Fields<'_>,
+    schedule: &Schedule,
+    exclusions: &Exclusions,
+    rules: &Rules<'_>,
+    before: Option<&PromptSpec>,
+) {
+    let untouched = before
+        .is_some_and(|before| before.schedule == *schedule && before.exclusions == *exclusions);
+    let next = |after| schedule.next(after);
+    let (holidays, timezone) = (rules.holidays, schedule.timezone());
+    if untouched
+        || next(rules.now).is_none()
+        || exclusions
+            .first_slot(rules.now, timezone, holidays, next)
+            .is_some()
+    {
+        return;
+    }
+    let lists = exclusions.lists_that_take(rules.now, timezone, holidays, next);
+    let place = match lists.as_slice() {
+        [list] => format!("exclusions.{list}"),
+        _ => String::from("exclusions"),
+    };
+    let detail = match (schedule.kind(), schedule.end_at()) {
+        (ScheduleType::Once, _) => "the only slot is excluded",
+        (_, Some(_)) => "every slot up to end_at is excluded",
+        (_, None) => "every slot is excluded",
+    };
+    let hint = "leave a day on which the schedule is due, or change the schedule";
+    fields.refuse(Fault::new(place, "every_slot_excluded", detail, hint));
+}
+
+/// A spread as long as the distance between two slots would wake the first after the second.
+fn jitter_minutes(fields: &mut Fields<'_>, schedule: Option<&Schedule>) -> u32 {
+    for name in ["jitter", "jitter_seconds", "jitter_s", "jitter_ms"] {
+        let hint = "send jitter_minutes, a whole number of minutes";
+        let detail = "jitter is given in minutes";
+        fields.refuse_field(name, "sub_minute", detail, hint);
+    }
+    let minutes = fields
+        .optional("jitter_minutes")
+        .integer(0..=JITTER_MINUTES_MAX)
+        .unwrap_or(0);
+    let Some(schedule) = schedule.filter(|_| minutes > 0) else {
+        return minutes;
+    };
+    if schedule.kind() == ScheduleType::Manual {
+        fields.refuse(Fault::new(
+            "jitter_minutes",
+            "no_slots",
+            "a manual prompt has no slots to spread",
+            "leave jitter_minutes out",
+        ));
+    }
+    if let Some(gap) = schedule
+        .shortest_gap_minutes()
+        .filter(|gap| minutes >= *gap)
+    {
+        fields.refuse(Fault::new(
+            "jitter_minutes",
+            "jitter_too_long",
+            format!("two slots lie {gap} min apart"),
+            format!("send at most {}", gap - 1),
+        ));
+    }
+    minutes
 }
 
 fn model(fields: &mut Fields<'_>, rules: Option<&Rules<'_>>) -> Option<ModelName> {

@@ -5,6 +5,10 @@ use serde_json::json;
 use utoipa::PartialSchema;
 
 use super::*;
+use crate::{
+    exclusion::{CalendarName, NO_HOLIDAYS},
+    schedule::DstGap,
+};
 
 fn now() -> DateTime<Utc> {
     "2026-03-22T12:00:00Z".parse().unwrap()
@@ -20,6 +24,7 @@ fn with_rules<T>(use_rules: impl FnOnce(&Rules<'_>) -> T) -> T {
         default_timezone: chrono_tz::Europe::Paris,
         allow_echo: true,
         owner_email: Some("owner@example.com"),
+        holidays: &NO_HOLIDAYS,
     })
 }
 
@@ -53,7 +58,11 @@ fn full() -> Value {
         "context": {"topic": "energy", "reader": {"name": "Ann"}},
         "schedule": {"type": "interval", "every_minutes": 45, "timezone": "Asia/Tokyo",
                      "start_at": "2026-04-01T00:00:00Z", "end_at": "2027-04-01T00:00:00Z"},
+        "exclusions": {"dates": ["2026-12-25"], "ranges": [{"from": "2026-08-01", "to": "2026-08-14"}],
+                       "weekdays": ["sat", "sun"], "calendars": []},
+        "jitter_minutes": 44,
         "overlap": "buffer_one",
+        "overlap_runs_max": 20,
         "catchup_window_s": 0,
         "misfire": "run_all",
         "max_runs": 7,
@@ -97,8 +106,11 @@ fn defaults_are_spelled_out() {
         "model": "echo/demo",
         "model_settings": {},
         "context": {},
-        "schedule": {"type": "daily", "at": "08:00", "timezone": "Europe/Paris"},
+        "schedule": {"type": "daily", "at": "08:00", "timezone": "Europe/Paris", "dst_gap": "shift"},
+        "exclusions": {"dates": [], "ranges": [], "weekdays": [], "calendars": []},
+        "jitter_minutes": 0,
         "overlap": "skip",
+        "overlap_runs_max": 3,
         "catchup_window_s": 900,
         "misfire": "run_latest",
         "max_retries": 3,
@@ -283,6 +295,8 @@ fn every_refusal_names_its_field_and_code() {
         ),
         ("overlap", json!("wait"), "overlap", "unknown_value"),
         ("misfire", json!("run"), "misfire", "unknown_value"),
+        ("overlap_runs_max", json!(0), "overlap_runs_max", "out_of_range"),
+        ("overlap_runs_max", json!(21), "overlap_runs_max", "out_of_range"),
         (
             "catchup_window_s",
             json!(604_801),
@@ -381,6 +395,7 @@ fn limits_are_inclusive() {
         ("context", json!({ "a": "x".repeat(32 * 1024 - 8) })),
         ("catchup_window_s", json!(604_800)),
         ("max_runs", json!(1_000_000)),
+        ("overlap_runs_max", json!(20)),
         ("max_retries", json!(10)),
         ("retry_delay_ms", json!(3_600_000)),
         ("timeout_ms", json!(1_000)),
@@ -508,12 +523,263 @@ fn a_patch_of_the_schedule_is_seen() {
             json!({"schedule": {"end_at": "2027-01-01T00:00:00Z"}}),
             true,
         ),
+        (json!({"schedule": {"dst_gap": "skip"}}), true),
+        (json!({"exclusions": {"weekdays": ["sun"]}}), true),
+        (json!({"jitter_minutes": 5}), true),
         (json!({"schedule": {"at": "08:00"}}), false),
+        (json!({"schedule": {"dst_gap": null}}), false),
+        (json!({"exclusions": {"weekdays": []}}), false),
         (json!({"prompt_name": "x"}), false),
     ] {
         let after = patched(&spec, &patch).unwrap();
         assert_eq!(after.schedule_changed(&spec), changed, "{patch}");
     }
+}
+
+/// The least body, due as said.
+fn due(schedule: Value, exclusions: Value) -> Value {
+    let mut body = least_with("schedule", schedule);
+    body["exclusions"] = exclusions;
+    body
+}
+
+#[test]
+fn what_can_never_fire_is_refused_with_its_field() {
+    let weekly = json!({"type": "weekly", "days": ["sat", "sun"], "at": "08:00"});
+    let cron = |expression: &str| json!({"type": "cron", "expression": expression});
+    let once = |at: &str| json!({"type": "once", "at": at, "timezone": "Pacific/Auckland"});
+    let week = json!({"type": "daily", "at": "08:00", "end_at": "2026-03-29T00:00:00Z"});
+    let table = [
+        (
+            weekly.clone(),
+            json!({"weekdays": ["sat", "sun"]}),
+            "exclusions.weekdays",
+        ),
+        (
+            cron("0 9 * * 1"),
+            json!({"weekdays": ["mon"]}),
+            "exclusions.weekdays",
+        ),
+        (
+            once("2026-12-25T08:00"),
+            json!({"dates": ["2026-12-25"]}),
+            "exclusions.dates",
+        ),
+        // The date in the prompt's zone, where it is the 26th already.
+        (
+            once("2026-12-25T20:00:00Z"),
+            json!({"dates": ["2026-12-26"]}),
+            "exclusions.dates",
+        ),
+        (
+            week.clone(),
+            json!({"ranges": [{"from": "2026-03-22", "to": "2026-03-29"}]}),
+            "exclusions.ranges",
+        ),
+        (
+            week.clone(),
+            json!({"ranges": [{"from": "2026-03-22", "to": "2026-03-27"}], "weekdays": ["sat"]}),
+            "exclusions",
+        ),
+    ];
+    for (schedule, exclusions, place) in table {
+        let refused = parse(&due(schedule.clone(), exclusions));
+        let expected = [(place.to_owned(), "every_slot_excluded")];
+        assert_eq!(told(refused), expected, "{schedule}");
+    }
+    let accepted = [
+        (weekly, json!({"weekdays": ["sat"]})),
+        (cron("0 9 13 * 1"), json!({"weekdays": ["mon"]})),
+        (
+            once("2026-12-25T20:00:00Z"),
+            json!({"dates": ["2026-12-25"]}),
+        ),
+        (
+            week,
+            json!({"ranges": [{"from": "2026-03-22", "to": "2026-03-27"}]}),
+        ),
+        (
+            cron("0 9 29 2 *"),
+            json!({"weekdays": ["mon", "tue", "wed", "thu", "fri", "sat"]}),
+        ),
+        (json!({"type": "manual"}), json!({"weekdays": ["sat"]})),
+    ];
+    for (schedule, exclusions) in accepted {
+        assert_eq!(
+            told(parse(&due(schedule.clone(), exclusions))),
+            [],
+            "{schedule}"
+        );
+    }
+}
+
+/// An interval runs in both passes of a fold: an excluded date has to end after its second pass.
+#[test]
+fn an_excluded_date_that_comes_twice_ends_once() {
+    let interval = json!({"type": "interval", "every_minutes": 30, "timezone": "Asia/Beirut"});
+    // From 00:00 on 25 October the clock goes back to 23:00 on the 24th.
+    let spec = parse(&due(interval, json!({"dates": ["2026-10-24"]}))).unwrap();
+    let slot = |after: &str| {
+        spec.next_slot(after.parse().unwrap(), &NO_HOLIDAYS)
+            .unwrap()
+    };
+    assert_eq!(
+        slot("2026-10-23T20:00:00Z").to_rfc3339(),
+        "2026-10-23T20:30:00+00:00"
+    );
+    for excluded in [
+        "2026-10-23T20:30:00Z",
+        "2026-10-24T20:40:00Z",
+        "2026-10-24T21:10:00Z",
+    ] {
+        assert_eq!(
+            slot(excluded).to_rfc3339(),
+            "2026-10-24T22:00:00+00:00",
+            "{excluded}"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_finer_than_a_minute() {
+    let code = |body: &Value| told(parse(body));
+    for name in ["jitter", "jitter_seconds", "jitter_s", "jitter_ms"] {
+        let body = least_with(name, json!(30));
+        assert_eq!(code(&body), [(name.to_owned(), "sub_minute")]);
+    }
+    let half = least_with("jitter_minutes", json!(0.5));
+    assert_eq!(code(&half), [("jitter_minutes".to_owned(), "wrong_type")]);
+    let seconds = json!({"type": "interval", "every_seconds": 30});
+    let place = "schedule.every_seconds".to_owned();
+    assert_eq!(
+        code(&least_with("schedule", seconds)),
+        [(place, "sub_minute")]
+    );
+}
+
+#[test]
+fn jitter_stays_under_the_distance_of_two_slots() {
+    let code = |schedule: Value, minutes: u32| {
+        let mut body = least_with("schedule", schedule);
+        body["jitter_minutes"] = json!(minutes);
+        told(parse(&body))
+    };
+    let refused = |code| [("jitter_minutes".to_owned(), code)];
+    let five = json!({"type": "interval", "every_minutes": 5});
+    assert_eq!(code(five.clone(), 4), []);
+    assert_eq!(code(five, 5), refused("jitter_too_long"));
+    let daily = json!({"type": "daily", "at": "08:00"});
+    assert_eq!(code(daily.clone(), 60), []);
+    assert_eq!(code(daily, 61), refused("out_of_range"));
+    assert_eq!(
+        code(json!({"type": "once", "at": "2026-12-25T08:00"}), 60),
+        []
+    );
+    assert_eq!(code(json!({"type": "manual"}), 0), []);
+    assert_eq!(code(json!({"type": "manual"}), 1), refused("no_slots"));
+    let spec = parse(&full()).unwrap();
+    let closer = patched(&spec, &json!({"schedule": {"every_minutes": 44}}));
+    assert_eq!(told(closer), refused("jitter_too_long"));
+}
+
+#[test]
+fn calendars_have_to_be_there() {
+    let mut holidays = Holidays::default();
+    let name = CalendarName::parse("uk-bank-holidays").unwrap();
+    let day = "2026-03-23".parse().unwrap();
+    holidays.insert(name, [(day, "A holiday".to_owned())]);
+    let with_calendar = |use_rules: &dyn Fn(&Rules<'_>) -> Result<PromptSpec, Vec<Fault>>| {
+        with_rules(|rules| {
+            use_rules(&Rules {
+                holidays: &holidays,
+                ..*rules
+            })
+        })
+    };
+    let body = least_with("exclusions", json!({"calendars": ["uk-bank-holidays"]}));
+    let spec = with_calendar(&|rules| PromptSpec::parse(&body, rules)).unwrap();
+    let slot = |holidays| spec.next_slot(now(), holidays).unwrap().to_rfc3339();
+    assert_eq!(slot(&holidays), "2026-03-24T07:00:00+00:00");
+    assert_eq!(slot(&NO_HOLIDAYS), "2026-03-23T07:00:00+00:00");
+
+    let place = "exclusions.calendars[0]".to_owned();
+    assert_eq!(told(parse(&body)), [(place, "unknown_calendar")]);
+    let near = least_with("exclusions", json!({"calendars": ["uk-bank-holiday"]}));
+    let faults = with_calendar(&|rules| PromptSpec::parse(&near, rules)).unwrap_err();
+    assert_eq!(faults[0].hint, "did you mean `uk-bank-holidays`?");
+    // A calendar that is gone does not keep a prompt from being renamed.
+    let renamed = patched(&spec, &json!({"prompt_name": "New"})).unwrap();
+    assert_eq!(renamed.exclusions(), spec.exclusions());
+    let touched = patched(&spec, &json!({"exclusions": {"weekdays": ["sun"]}}));
+    assert_eq!(touched.unwrap_err()[0].code, "unknown_calendar");
+
+    let once = json!({"type": "once", "at": "2026-03-23T08:00"});
+    let body = due(once, json!({"calendars": ["uk-bank-holidays"]}));
+    let refused = with_calendar(&|rules| PromptSpec::parse(&body, rules));
+    let place = "exclusions.calendars".to_owned();
+    assert_eq!(told(refused), [(place, "every_slot_excluded")]);
+}
+
+#[test]
+fn words_and_warnings_know_the_exclusions() {
+    let new_york = |exclusions: Value| {
+        let schedule = json!({"type": "daily", "at": "02:30", "timezone": "America/New_York"});
+        let mut body = due(schedule, exclusions);
+        body["jitter_minutes"] = json!(15);
+        parse(&body).unwrap()
+    };
+    let codes = |spec: &PromptSpec, holidays| -> Vec<&'static str> {
+        let warnings = spec.warnings(now(), holidays);
+        warnings.iter().map(|warning| warning.code).collect()
+    };
+    let open = new_york(json!({}));
+    assert_eq!(codes(&open, &NO_HOLIDAYS), ["dst_gap"]);
+    assert_eq!(
+        open.describe(),
+        "At 02:30 every day, America/New_York, started up to 15 minutes later"
+    );
+    // The clocks change on Sundays.
+    let weekdays = new_york(json!({"weekdays": ["sat", "sun"]}));
+    assert_eq!(codes(&weekdays, &NO_HOLIDAYS), [""; 0]);
+    assert_eq!(
+        weekdays.describe(),
+        "At 02:30 every day, America/New_York, except on Saturday and Sunday, started up to 15 minutes later"
+    );
+    let manual = due(json!({"type": "manual"}), json!({"weekdays": ["sat"]}));
+    assert_eq!(parse(&manual).unwrap().describe(), "Only when asked for");
+
+    let mut stored = new_york(json!({"weekdays": ["sun"]})).to_json();
+    stored["exclusions"]["calendars"] = json!(["old"]);
+    let old = PromptSpec::from_stored(&stored).unwrap();
+    let mut holidays = Holidays::default();
+    let last = "2026-03-21".parse().unwrap();
+    holidays.insert(
+        CalendarName::parse("old").unwrap(),
+        [(last, "A holiday".to_owned())],
+    );
+    assert_eq!(codes(&old, &holidays), ["calendar_ended"]);
+}
+
+#[test]
+fn a_patch_of_the_type_takes_a_gap_away_that_it_does_not_name() {
+    let spec = parse(&least()).unwrap();
+    let hourly = json!({"type": "interval", "every_hours": 1, "at": null});
+    let interval = patched(&spec, &json!({"schedule": hourly})).unwrap();
+    assert_eq!(interval.schedule().dst_gap(), None);
+    let mut named = hourly;
+    named["dst_gap"] = json!("skip");
+    let refused = patched(&spec, &json!({"schedule": named}));
+    assert_eq!(
+        told(refused),
+        [("schedule.dst_gap".to_owned(), "no_wall_clock")]
+    );
+
+    let skips = patched(&spec, &json!({"schedule": {"dst_gap": "skip"}})).unwrap();
+    let weekly = json!({"schedule": {"type": "weekly", "days": ["mon"]}});
+    let weekly = patched(&skips, &weekly).unwrap();
+    assert_eq!(weekly.schedule().dst_gap(), Some(DstGap::Skip));
+    let usual = patched(&weekly, &json!({"schedule": {"dst_gap": null}})).unwrap();
+    assert_eq!(usual.schedule().dst_gap(), Some(DstGap::Shift));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! What different programs read differently is refused with a code and a hint, never guessed. This
 //! module must never see or make EventBridge text: that is `emit`'s work.
 
-use super::set::Set;
+use super::{form::DstGap, set::Set};
 use crate::fault::Fault;
 
 /// The longest expression that is looked at.
@@ -30,6 +30,9 @@ pub(super) struct Cron {
     pub(super) months: Set,
     /// 0 is Sunday.
     pub(super) weekdays: Set,
+    /// Neither the minute nor the hour was written as `*`, a step of it, or every value: such a
+    /// schedule names times of day, the others name a rhythm. The line that Vixie cron draws.
+    pub(super) fixed_hours: bool,
     pub(super) surprises: Vec<Surprise>,
 }
 
@@ -126,12 +129,19 @@ impl Cron {
             days: read(Field::DayOfMonth, five[2]),
             months: read(Field::Month, five[3]),
             weekdays: read(Field::DayOfWeek, five[4]),
+            fixed_hours: false,
             surprises: Vec::new(),
         };
         if !faults.is_empty() {
             return Err(faults);
         }
-        let cron = Self { surprises, ..cron };
+        let fixed_hours = is_fixed(Field::Minute, five[0], cron.minutes)
+            && is_fixed(Field::Hour, five[1], cron.hours);
+        let cron = Self {
+            fixed_hours,
+            surprises,
+            ..cron
+        };
         days_are_clear(&cron, five[2], five[4]).map_err(|fault| vec![fault])?;
         fires(&cron).map_err(|fault| vec![fault])?;
         Ok(cron)
@@ -145,7 +155,18 @@ impl Cron {
             days: Field::DayOfMonth.all(),
             months: Field::Month.all(),
             weekdays: Field::DayOfWeek.all(),
+            fixed_hours: true,
             surprises: Vec::new(),
+        }
+    }
+
+    /// What becomes of a time that the clock jumps over when nobody says: a time of day keeps its
+    /// run, a rhythm goes on.
+    pub(super) fn usual_dst_gap(&self) -> DstGap {
+        if self.fixed_hours {
+            DstGap::Shift
+        } else {
+            DstGap::Skip
         }
     }
 
@@ -261,6 +282,10 @@ fn nickname(name: &str) -> Result<[&'static str; 5], Fault> {
             "use @hourly, @daily, @weekly, @monthly or @yearly, or write five fields",
         )),
     }
+}
+
+fn is_fixed(field: Field, text: &str, set: Set) -> bool {
+    set != field.all() && !text.split(',').any(|item| item.starts_with('*'))
 }
 
 /// Reads one field, for example `1-5/2,7`.

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use super::{
     Plan, Schedule,
     cron::{Cron, Field},
-    form::Form,
+    form::{Day, DstGap, Form},
     set::Set,
 };
 
@@ -56,6 +56,7 @@ pub(super) fn schedule(schedule: &Schedule) -> String {
         (_, Plan::Wall { cron, .. }) => wall(cron),
     };
     let mut text = format!("{what}, {}", schedule.window.timezone);
+    text.push_str(unusual_gap(schedule));
     if let Some(start) = schedule.window.start_at {
         text.push_str(&format!(", from {}", local(start)));
     }
@@ -63,6 +64,18 @@ pub(super) fn schedule(schedule: &Schedule) -> String {
         text.push_str(&format!(", until {}", local(end)));
     }
     text
+}
+
+/// What becomes of times that the clock jumps over, where that is not what it usually is.
+fn unusual_gap(schedule: &Schedule) -> &'static str {
+    let (Some(dst_gap), Plan::Wall { cron, .. }) = (schedule.dst_gap(), &schedule.plan) else {
+        return "";
+    };
+    match dst_gap {
+        _ if dst_gap == cron.usual_dst_gap() => "",
+        DstGap::Shift => ", moved where the clocks jump over it",
+        DstGap::Skip => ", skipped where the clocks jump over it",
+    }
 }
 
 fn wall(cron: &Cron) -> String {
@@ -152,11 +165,7 @@ fn even_step(set: Set, cycle: u32) -> Option<u32> {
 
 /// On which days, or nothing when every day counts.
 fn days(cron: &Cron) -> String {
-    let weekdays = || {
-        // Prose starts the week on Monday.
-        let from_monday: Set = cron.weekdays.iter().map(|day| (day + 6) % 7).collect();
-        spans(from_monday, |day| name(&DAYS, day))
-    };
+    let weekdays = || weekdays(cron.weekdays);
     let months = || spans(cron.months, |month| name(&MONTHS, month - 1));
     let all_months = cron.months == Field::Month.all();
     let days = match (
@@ -178,6 +187,19 @@ fn days(cron: &Cron) -> String {
         (true, false) => format!("every day in {}", months()),
         (false, false) => format!("{days}, in {}", months()),
     }
+}
+
+/// Days of the week by name, 0 being Sunday.
+fn weekdays(days: Set) -> String {
+    // Prose starts the week on Monday.
+    let from_monday: Set = days.iter().map(|day| (day + 6) % 7).collect();
+    spans(from_monday, |day| name(&DAYS, day))
+}
+
+/// For example `Monday through Friday`.
+pub(crate) fn weekday_names(days: &[Day]) -> String {
+    let named = Day::ALL.iter().filter(|(day, _, _)| days.contains(day));
+    weekdays(named.map(|(_, _, number)| *number).collect())
 }
 
 fn days_of_month(days: Set) -> String {
@@ -229,7 +251,7 @@ fn spans(set: Set, word: impl Fn(u32) -> String) -> String {
 }
 
 /// `a`, `a and b`, `a, b and c`.
-fn joined(mut words: Vec<String>) -> String {
+pub(crate) fn joined(mut words: Vec<String>) -> String {
     match words.pop() {
         None => String::new(),
         Some(last) if words.is_empty() => last,

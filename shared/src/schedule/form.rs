@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Utc, Weekday};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
@@ -53,6 +53,15 @@ impl ScheduleType {
             Self::Monthly => "monthly",
             Self::Once => "once",
             Self::Manual => "manual",
+        }
+    }
+
+    /// Whether its times are those of a wall clock, so that it has a `dst_gap`.
+    #[must_use]
+    pub fn is_on_the_wall_clock(self) -> bool {
+        match self {
+            Self::Cron | Self::Daily | Self::Weekly | Self::Monthly => true,
+            Self::Interval | Self::Once | Self::Manual => false,
         }
     }
 }
@@ -111,9 +120,26 @@ impl Form {
     }
 }
 
-/// A form's struct: its own fields between its tag and the three that all forms share. The tag is a
-/// type with one value, because OpenAPI wants the discriminator to be a property of each form.
+/// A form's struct: its own fields between its tag and the three that all forms share, with `dst_gap`
+/// where its times are those of a wall clock. The tag is a type with one value, because OpenAPI wants
+/// the discriminator to be a property of each form.
 macro_rules! form {
+    (
+        $(#[$doc:meta])*
+        $name:ident, $tag:ident::$variant:ident, on the wall clock {
+            $($(#[$field_doc:meta])* $field:ident: $type:ty,)*
+        }
+    ) => {
+        form!(
+            $(#[$doc])*
+            $name, $tag::$variant {
+                $($(#[$field_doc])* $field: $type,)*
+                // A description here would not fit beside the one of the inlined type.
+                #[schema(value_type = Option<DstGap>, inline)]
+                dst_gap: DstGap,
+            }
+        );
+    };
     (
         $(#[$doc:meta])*
         $name:ident, $tag:ident::$variant:ident {
@@ -136,7 +162,7 @@ macro_rules! form {
             pub(super) tag: $tag,
             $($(#[$field_doc])* pub(super) $field: $type,)*
             /// The IANA zone whose clock the schedule follows.
-            #[schema(value_type = String, required = false, nullable, default = "UTC", max_length = 50, example = "Europe/London")]
+            #[schema(value_type = String, required = false, nullable, default = "UTC", max_length = 50, pattern = "^[A-Za-z0-9_+/-]*$", example = "Europe/London")]
             pub(super) timezone: Tz,
             /// No slot before this instant; a slot at it counts. Whole minutes.
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -150,9 +176,9 @@ macro_rules! form {
 
 form!(
     /// Unix cron: five fields, strict, or one of `@hourly @daily @weekly @monthly @yearly`.
-    CronSchedule, CronTag::Cron {
+    CronSchedule, CronTag::Cron, on the wall clock {
         /// Minute, hour, day of month, month, day of week (0 and 7 are Sunday).
-        #[schema(min_length = 1, max_length = 256, example = "0 9 * * 1-5")]
+        #[schema(min_length = 1, max_length = 256, pattern = "^[^\\u0000]*$", example = "0 9 * * 1-5")]
         expression: String,
     }
 );
@@ -183,7 +209,7 @@ form!(
 
 form!(
     /// Every day at one time.
-    DailySchedule, DailyTag::Daily {
+    DailySchedule, DailyTag::Daily, on the wall clock {
         /// The local time, `HH:MM`, 00:00 to 23:59.
         #[schema(value_type = String, pattern = "^([01][0-9]|2[0-3]):[0-5][0-9]$", example = "08:00")]
         at: TimeOfDay,
@@ -192,7 +218,7 @@ form!(
 
 form!(
     /// On days of the week at one time.
-    WeeklySchedule, WeeklyTag::Weekly {
+    WeeklySchedule, WeeklyTag::Weekly, on the wall clock {
         /// The days.
         #[schema(min_items = 1, max_items = 7)]
         days: Vec<Day>,
@@ -204,7 +230,7 @@ form!(
 
 form!(
     /// On days of the month at one time. A month that lacks a day skips it.
-    MonthlySchedule, MonthlyTag::Monthly {
+    MonthlySchedule, MonthlyTag::Monthly, on the wall clock {
         /// The days, 1 to 31.
         #[schema(value_type = Vec<DayOfMonth>, min_items = 1, max_items = 31, example = json!([1, 15]))]
         days: Vec<u32>,
@@ -232,6 +258,33 @@ form!(
     ManualSchedule, ManualTag::Manual {}
 );
 
+/// What becomes of a slot at a local time that the clock jumps over when it goes forward. Left out, it
+/// is `shift` for `daily`, `weekly`, `monthly` and for `cron` with fixed hours, and else `skip`. The
+/// hours of cron are fixed when neither its minute nor its hour is `*`, a step of it such as `*/15`,
+/// or a list of every value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DstGap {
+    /// It moves to the gap's end, the first instant after it. Several that meet there are one slot.
+    Shift,
+    /// There is no slot.
+    Skip,
+}
+
+impl DstGap {
+    /// Both choices.
+    pub const ALL: [Self; 2] = [Self::Shift, Self::Skip];
+
+    /// The text in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Shift => "shift",
+            Self::Skip => "skip",
+        }
+    }
+}
+
 /// A day of the month.
 #[derive(ToSchema)]
 #[schema(minimum = 1, maximum = 31)]
@@ -258,7 +311,7 @@ impl Serialize for TimeOfDay {
 }
 
 /// A day of the week.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[schema(as = Weekday)]
 pub enum Day {
@@ -280,7 +333,7 @@ pub enum Day {
 
 impl Day {
     /// Every day with its name and its number in cron, Monday first.
-    pub(super) const ALL: [(Self, &'static str, u32); 7] = [
+    pub(crate) const ALL: [(Self, &'static str, u32); 7] = [
         (Self::Mon, "mon", 1),
         (Self::Tue, "tue", 2),
         (Self::Wed, "wed", 3),
@@ -289,4 +342,17 @@ impl Day {
         (Self::Sat, "sat", 6),
         (Self::Sun, "sun", 0),
     ];
+
+    /// The day of a date.
+    pub(crate) fn of(weekday: Weekday) -> Self {
+        match weekday {
+            Weekday::Mon => Self::Mon,
+            Weekday::Tue => Self::Tue,
+            Weekday::Wed => Self::Wed,
+            Weekday::Thu => Self::Thu,
+            Weekday::Fri => Self::Fri,
+            Weekday::Sat => Self::Sat,
+            Weekday::Sun => Self::Sun,
+        }
+    }
 }

@@ -9,12 +9,13 @@ mod describe;
 mod emit;
 pub mod eventbridge;
 mod form;
+mod occurrence;
 mod parse;
 mod set;
 mod wall;
 mod warn;
 
-use chrono::{DateTime, Duration, SecondsFormat, Utc};
+use chrono::{DateTime, Duration, NaiveDate, SecondsFormat, Utc};
 use chrono_tz::Tz;
 use serde::Serialize;
 use serde_json::Value;
@@ -23,10 +24,13 @@ use utoipa::ToSchema;
 use self::{cron::Cron, eventbridge::Entry, wall::Arm};
 use crate::fault::{Fault, Warning};
 
+pub(crate) use self::describe::{joined, weekday_names};
 pub use self::form::{
-    CronSchedule, DailySchedule, Day, Form, IntervalSchedule, ManualSchedule, MonthlySchedule,
-    OnceSchedule, ScheduleType, WeeklySchedule,
+    CronSchedule, DailySchedule, Day, DstGap, Form, IntervalSchedule, ManualSchedule,
+    MonthlySchedule, OnceSchedule, ScheduleType, WeeklySchedule,
 };
+pub use self::occurrence::{Occurrence, OccurrenceKind, Occurrences};
+pub(crate) use self::wall::day_start;
 
 /// Where the search for slots ends: the year 9000, far enough from the end of what `chrono` counts.
 const LATEST: DateTime<Utc> = match DateTime::from_timestamp(221_845_392_000, 0) {
@@ -60,6 +64,7 @@ enum Plan {
         cron: Cron,
         arms: Vec<Arm>,
         timezone: Tz,
+        dst_gap: DstGap,
     },
     /// `anchor`, then every `every`.
     Rate { anchor: DateTime<Utc>, every: Every },
@@ -175,21 +180,48 @@ impl Schedule {
     /// The first slot after `after`, which itself does not count. Slots lie between 1970 and 9000.
     #[must_use]
     pub fn next(&self, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        let before_start = self
-            .window
-            .start_at
-            .map_or(DateTime::UNIX_EPOCH, |start| start - Duration::seconds(1));
-        let after = after.max(before_start);
-        if after >= LATEST {
-            return None;
-        }
+        let after = self.search_start(after)?;
         let next = match &self.plan {
-            Plan::Wall { arms, timezone, .. } => wall::next(arms, *timezone, after),
+            Plan::Wall {
+                arms,
+                timezone,
+                dst_gap,
+                ..
+            } => wall::next(arms, *timezone, *dst_gap, after),
             Plan::Rate { anchor, every } => every.next(*anchor, after),
             Plan::At(at) => Some(*at).filter(|at| *at > after),
             Plan::Never => None,
         };
-        next.filter(|next| self.window.end_at.is_none_or(|end| *next <= end))
+        next.filter(|next| *next < LATEST && self.window.end_at.is_none_or(|end| *next <= end))
+    }
+
+    /// Every time that the schedule names after `after`, in order and one by one, with what becomes
+    /// of it. Those that are slots are the answers of `next`.
+    #[must_use]
+    pub fn occurrences(&self, after: DateTime<Utc>) -> Occurrences<'_> {
+        Occurrences::new(self, after)
+    }
+
+    /// What becomes of a slot at a local time that the clock jumps over; `None` for a schedule
+    /// whose times are not those of a wall clock.
+    #[must_use]
+    pub fn dst_gap(&self) -> Option<DstGap> {
+        match &self.form {
+            Form::Cron(form) => Some(form.dst_gap),
+            Form::Daily(form) => Some(form.dst_gap),
+            Form::Weekly(form) => Some(form.dst_gap),
+            Form::Monthly(form) => Some(form.dst_gap),
+            Form::Interval(_) | Form::Once(_) | Form::Manual(_) => None,
+        }
+    }
+
+    /// `after`, or the instant before the start; `None` where no slot follows.
+    fn search_start(&self, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let before_start = self
+            .window
+            .start_at
+            .map_or(DateTime::UNIX_EPOCH, |start| start - Duration::seconds(1));
+        Some(after.max(before_start)).filter(|after| *after < LATEST)
     }
 
     /// The shortest distance between two slots, or `None` for a schedule with one or none.
@@ -251,7 +283,16 @@ impl Schedule {
     /// year after `now`.
     #[must_use]
     pub fn warnings(&self, now: DateTime<Utc>) -> Vec<Warning> {
-        warn::schedule(self, now.clamp(DateTime::UNIX_EPOCH, LATEST))
+        self.warnings_but(now, &|_| false)
+    }
+
+    /// The same without what concerns dates that are excluded.
+    pub(crate) fn warnings_but(
+        &self,
+        now: DateTime<Utc>,
+        excluded: &dyn Fn(NaiveDate) -> bool,
+    ) -> Vec<Warning> {
+        warn::schedule(self, now.clamp(DateTime::UNIX_EPOCH, LATEST), excluded)
     }
 
     /// The next `count` slots after `after`, with all that can be said about the schedule.

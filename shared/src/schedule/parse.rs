@@ -11,12 +11,12 @@ use super::{
     cron::{Cron, Field as CronField, quoted},
     emit,
     form::{
-        CronSchedule, CronTag, DailySchedule, DailyTag, Day, Form, IntervalSchedule, IntervalTag,
-        ManualSchedule, ManualTag, MonthlySchedule, MonthlyTag, OnceSchedule, OnceTag,
+        CronSchedule, CronTag, DailySchedule, DailyTag, Day, DstGap, Form, IntervalSchedule,
+        IntervalTag, ManualSchedule, ManualTag, MonthlySchedule, MonthlyTag, OnceSchedule, OnceTag,
         ScheduleType, TimeOfDay, WeeklySchedule, WeeklyTag,
     },
     set::Set,
-    wall::Arm,
+    wall::{self, Arm},
 };
 use crate::{
     fault::Fault,
@@ -45,7 +45,7 @@ pub(super) fn schedule(value: &Value, now: Option<DateTime<Utc>>) -> Result<Sche
         ScheduleType::Weekly => weekly(&mut fields, window),
         ScheduleType::Monthly => monthly(&mut fields, window),
         ScheduleType::Once => once(&mut fields, window, now),
-        ScheduleType::Manual => Some(manual(window)),
+        ScheduleType::Manual => Some(manual(&mut fields, window)),
     };
     let (form, plan) = fields.finish(read)?;
     fires(Schedule { form, window, plan }, now)
@@ -113,11 +113,13 @@ fn cron(fields: &mut Fields<'_>, window: Window) -> Option<(Form, Plan)> {
             return None;
         }
     };
-    let plan = wall_plan(fields, cron, window.timezone)?;
+    let dst_gap = dst_gap(fields).unwrap_or(cron.usual_dst_gap());
+    let plan = wall_plan(fields, cron, window.timezone, dst_gap)?;
     let expression: Vec<&str> = text.split_ascii_whitespace().collect();
     let form = Form::Cron(CronSchedule {
         tag: CronTag::Cron,
         expression: expression.join(" "),
+        dst_gap,
         timezone: window.timezone,
         start_at: window.start_at,
         end_at: window.end_at,
@@ -138,6 +140,11 @@ fn interval(
         .integer(1..=DAYS_BETWEEN_MAX * 24);
     let every_days = fields.optional("every_days").integer(1..=DAYS_BETWEEN_MAX);
     let anchor = fields.optional("anchor").parse_text(instant);
+    refuse_seconds(fields);
+    refuse_dst_gap(
+        fields,
+        "an interval is elapsed time, from which a change of the clocks takes nothing",
+    );
     if fields.faults() > faults_before {
         return None;
     }
@@ -164,7 +171,8 @@ fn interval(
         None if 60 % every.minutes() == 0 => {
             let minutes = (0..60).step_by(every.minutes() as usize).collect();
             let cron = Cron::every_day(minutes, CronField::Hour.all());
-            wall_plan(fields, cron, Tz::UTC)?
+            // UTC has no gap.
+            wall_plan(fields, cron, Tz::UTC, DstGap::Skip)?
         }
         anchor => Plan::Rate {
             anchor: first_slot(fields, anchor.or(window.start_at).or(now))?,
@@ -187,6 +195,20 @@ fn interval(
     Some((form, plan))
 }
 
+fn refuse_seconds(fields: &mut Fields<'_>) {
+    for name in ["every_seconds", "every_second", "seconds"] {
+        let detail = "schedules are precise to the minute";
+        let hint = "send every_minutes, a whole number from 1 on";
+        fields.refuse_field(name, "sub_minute", detail, hint);
+    }
+}
+
+/// Of a form whose times are not those of a wall clock.
+fn refuse_dst_gap(fields: &mut Fields<'_>, detail: &str) {
+    let hint = "leave dst_gap out";
+    fields.refuse_field("dst_gap", "no_wall_clock", detail, hint);
+}
+
 const ONE_OF: &str = "send exactly one of every_minutes, every_hours and every_days; \
     schedules are precise to the minute";
 
@@ -201,11 +223,14 @@ fn first_slot(fields: &mut Fields<'_>, anchor: Option<DateTime<Utc>>) -> Option<
 }
 
 fn daily(fields: &mut Fields<'_>, window: Window) -> Option<(Form, Plan)> {
-    let at = at(fields)?;
-    let plan = plan_at(fields, at, window, |_| {})?;
+    let at = at(fields);
+    let dst_gap = dst_gap(fields).unwrap_or(DstGap::Shift);
+    let at = at?;
+    let plan = plan_at(fields, at, window, dst_gap, |_| {})?;
     let form = Form::Daily(DailySchedule {
         tag: DailyTag::Daily,
         at,
+        dst_gap,
         timezone: window.timezone,
         start_at: window.start_at,
         end_at: window.end_at,
@@ -218,6 +243,7 @@ fn weekly(fields: &mut Fields<'_>, window: Window) -> Option<(Form, Plan)> {
         item.word(&Day::ALL, |(_, name, _)| name)
     });
     let at = at(fields);
+    let dst_gap = dst_gap(fields).unwrap_or(DstGap::Shift);
     let (named, at) = (named?, at?);
     let days: Vec<Day> = Day::ALL
         .iter()
@@ -225,11 +251,12 @@ fn weekly(fields: &mut Fields<'_>, window: Window) -> Option<(Form, Plan)> {
         .map(|(day, _, _)| *day)
         .collect();
     let weekdays: Set = named.iter().map(|(_, _, number)| *number).collect();
-    let plan = plan_at(fields, at, window, |cron| cron.weekdays = weekdays)?;
+    let plan = plan_at(fields, at, window, dst_gap, |cron| cron.weekdays = weekdays)?;
     let form = Form::Weekly(WeeklySchedule {
         tag: WeeklyTag::Weekly,
         days,
         at,
+        dst_gap,
         timezone: window.timezone,
         start_at: window.start_at,
         end_at: window.end_at,
@@ -240,12 +267,14 @@ fn weekly(fields: &mut Fields<'_>, window: Window) -> Option<(Form, Plan)> {
 fn monthly(fields: &mut Fields<'_>, window: Window) -> Option<(Form, Plan)> {
     let days = days(fields, "[1, 15]", 31, |item| item.integer(1..=31));
     let at = at(fields);
+    let dst_gap = dst_gap(fields).unwrap_or(DstGap::Shift);
     let (days, at) = (days?.into_iter().collect::<Set>(), at?);
-    let plan = plan_at(fields, at, window, |cron| cron.days = days)?;
+    let plan = plan_at(fields, at, window, dst_gap, |cron| cron.days = days)?;
     let form = Form::Monthly(MonthlySchedule {
         tag: MonthlyTag::Monthly,
         days: days.iter().collect(),
         at,
+        dst_gap,
         timezone: window.timezone,
         start_at: window.start_at,
         end_at: window.end_at,
@@ -258,6 +287,10 @@ fn once(
     window: Window,
     now: Option<DateTime<Utc>>,
 ) -> Option<(Form, Plan)> {
+    refuse_dst_gap(
+        fields,
+        "a single time that the clock jumps over is refused, not moved",
+    );
     let at = fields
         .required_such_as("at", INSTANT_EXAMPLE)
         .parse_text(|text| {
@@ -284,7 +317,8 @@ fn once(
     Some((form, Plan::At(at)))
 }
 
-fn manual(window: Window) -> (Form, Plan) {
+fn manual(fields: &mut Fields<'_>, window: Window) -> (Form, Plan) {
+    refuse_dst_gap(fields, "a manual schedule has no slots");
     let form = Form::Manual(ManualSchedule {
         tag: ManualTag::Manual,
         timezone: window.timezone,
@@ -298,14 +332,15 @@ fn plan_at(
     fields: &mut Fields<'_>,
     at: TimeOfDay,
     window: Window,
+    dst_gap: DstGap,
     restrict: impl FnOnce(&mut Cron),
 ) -> Option<Plan> {
     let mut cron = Cron::every_day(Set::span(at.minute, at.minute), Set::span(at.hour, at.hour));
     restrict(&mut cron);
-    wall_plan(fields, cron, window.timezone)
+    wall_plan(fields, cron, window.timezone, dst_gap)
 }
 
-fn wall_plan(fields: &mut Fields<'_>, cron: Cron, timezone: Tz) -> Option<Plan> {
+fn wall_plan(fields: &mut Fields<'_>, cron: Cron, timezone: Tz, dst_gap: DstGap) -> Option<Plan> {
     let arms = emit::expressions(&cron).and_then(|expressions| {
         let arms: Option<Vec<Arm>> = expressions.into_iter().map(Arm::new).collect();
         arms.ok_or_else(|| {
@@ -322,12 +357,19 @@ fn wall_plan(fields: &mut Fields<'_>, cron: Cron, timezone: Tz) -> Option<Plan> 
             cron,
             arms,
             timezone,
+            dst_gap,
         }),
         Err(fault) => {
             fields.refuse(fault);
             None
         }
     }
+}
+
+fn dst_gap(fields: &mut Fields<'_>) -> Option<DstGap> {
+    fields
+        .optional("dst_gap")
+        .word(&DstGap::ALL, DstGap::as_str)
 }
 
 fn at(fields: &mut Fields<'_>) -> Option<TimeOfDay> {
@@ -370,7 +412,12 @@ fn once_at(text: &str, timezone: Tz) -> Result<DateTime<Utc>, Fault> {
                 "{} does not exist in {timezone}: the clock jumps over it",
                 quoted(text)
             ),
-            String::from("write a time before or after the jump, or an instant with an offset"),
+            format!(
+                "write {}, the first time after the jump, or another",
+                wall::gap_end(timezone, wall)
+                    .with_timezone(&timezone)
+                    .to_rfc3339()
+            ),
         )),
     }
 }

@@ -24,12 +24,23 @@ impl Set {
 
     /// The smallest member.
     pub(super) fn first(self) -> Option<u32> {
-        self.iter().next()
+        (!self.is_empty()).then(|| self.0.trailing_zeros())
     }
 
     /// The largest member.
     pub(super) fn last(self) -> Option<u32> {
-        self.iter().next_back()
+        self.0.checked_ilog2()
+    }
+
+    /// The smallest member that is `value` or more.
+    pub(super) fn first_from(self, value: u32) -> Option<u32> {
+        let above = u64::MAX.checked_shl(value).unwrap_or(0);
+        Self(self.0 & above).first()
+    }
+
+    /// The members that are in both.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
     }
 
     pub(super) fn iter(self) -> impl DoubleEndedIterator<Item = u32> {

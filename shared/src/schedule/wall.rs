@@ -1,28 +1,37 @@
 //! The wall clock: which local times an expression names, and which instants they are.
 //!
-//! `next` is computed from the very text that EventBridge gets. Unix cron must never reach the crate
-//! `cron`: it counts the days of the week from 1, as EventBridge does, and would be a day off.
+//! `next` is computed from the very text that EventBridge gets, as the crate `cron` reads it. Unix
+//! cron must never reach that crate: it counts the days of the week from 1, as EventBridge does, and
+//! would be a day off.
 
 use std::str::FromStr;
 
+use ::cron::TimeUnitSpec;
 use chrono::{
     DateTime, Datelike, Duration, MappedLocalTime, NaiveDate, NaiveDateTime, NaiveTime, Offset,
-    TimeZone, Utc, Weekday,
+    TimeZone, Timelike, Utc,
 };
 use chrono_tz::{GapInfo, Tz};
+
+use super::{cron::month_days, form::DstGap, set::Set};
 
 /// How many local times in a row may fall into gaps. No zone skips more than a few a year, and no
 /// expression names skipped times only.
 const GAPS_MAX: usize = 64;
 
-/// The longest wait, in years, between two dates of one expression: 29 February around 2100.
-const YEARS_BETWEEN_MAX: i32 = 8;
+/// The months of the longest wait between two dates of one expression: 29 February around 2100.
+const MONTHS_BETWEEN_MAX: u32 = 9 * 12;
 
-/// One EventBridge cron expression, ready to be iterated on the wall clock.
+/// One EventBridge cron expression, and the times that it names.
 #[derive(Debug, Clone)]
 pub(super) struct Arm {
     expression: String,
-    times: ::cron::Schedule,
+    minutes: Set,
+    hours: Set,
+    days: Set,
+    months: Set,
+    /// 0 is Sunday.
+    weekdays: Set,
 }
 
 impl Arm {
@@ -30,7 +39,14 @@ impl Arm {
     pub(super) fn new(expression: String) -> Option<Self> {
         let six = expression.strip_prefix("cron(")?.strip_suffix(')')?;
         let times = ::cron::Schedule::from_str(&format!("0 {six}")).ok()?;
-        Some(Self { expression, times })
+        Some(Self {
+            minutes: times.minutes().iter().collect(),
+            hours: times.hours().iter().collect(),
+            days: times.days_of_month().iter().collect(),
+            months: times.months().iter().collect(),
+            weekdays: times.days_of_week().iter().map(|day| day - 1).collect(),
+            expression,
+        })
     }
 
     pub(super) fn expression(&self) -> &str {
@@ -39,59 +55,99 @@ impl Arm {
 
     /// The first local time after `after` that the expression names, whether or not it exists.
     pub(super) fn next_wall(&self, after: NaiveDateTime) -> Option<NaiveDateTime> {
-        self.times_after(after)
-            .or_else(|| self.next_wall_by_twin(after))
+        let from = minute_after(after)?;
+        let date = self.date_from(from.date())?;
+        let first = || Some((self.hours.first()?, self.minutes.first()?));
+        let time = if date == from.date() {
+            self.time_from(from.hour(), from.minute())
+        } else {
+            first()
+        };
+        let (date, (hour, minute)) = match time {
+            Some(time) => (date, time),
+            None => (self.date_from(date.succ_opt()?)?, first()?),
+        };
+        date.and_hms_opt(hour, minute, 0)
     }
 
-    /// What the crate says; it knows the years to 2100 only.
-    fn times_after(&self, after: NaiveDateTime) -> Option<NaiveDateTime> {
-        let next = self.times.after(&after.and_utc()).next()?;
-        Some(next.naive_utc())
+    /// The first time of day from this one on.
+    fn time_from(&self, hour: u32, minute: u32) -> Option<(u32, u32)> {
+        let in_this_hour = self
+            .minutes
+            .first_from(minute)
+            .filter(|_| self.hours.contains(hour));
+        match in_this_hour {
+            Some(minute) => Some((hour, minute)),
+            None => Some((self.hours.first_from(hour + 1)?, self.minutes.first()?)),
+        }
     }
 
-    /// The same for years that the crate does not know. A year of the Gregorian calendar is one of
-    /// fourteen kinds, by its first weekday and its leap day, and 2000 to 2027 have them all.
-    fn next_wall_by_twin(&self, after: NaiveDateTime) -> Option<NaiveDateTime> {
-        (after.year()..=after.year() + YEARS_BETWEEN_MAX).find_map(|year| {
-            let twin = twin_year(year)?;
-            let from = if year == after.year() {
-                after.with_year(twin)?
-            } else {
-                NaiveDate::from_yo_opt(twin, 1)?.and_time(NaiveTime::MIN) - Duration::seconds(1)
-            };
-            let found = self
-                .times_after(from)
-                .filter(|found| found.year() == twin)?;
-            found.with_year(year)
-        })
+    /// The first date from this one on.
+    fn date_from(&self, from: NaiveDate) -> Option<NaiveDate> {
+        let (mut year, mut month, mut day) = (from.year(), from.month(), from.day());
+        for _ in 0..MONTHS_BETWEEN_MAX {
+            match self.months.first_from(month) {
+                Some(this) if this == month => {}
+                Some(later) => (month, day) = (later, 1),
+                None => (year, month, day) = (year + 1, self.months.first()?, 1),
+            }
+            if let Some(found) = self.days_of(year, month)?.first_from(day) {
+                return NaiveDate::from_ymd_opt(year, month, found);
+            }
+            (month, day) = (month + 1, 1);
+        }
+        None
+    }
+
+    /// The days of a month that match.
+    fn days_of(&self, year: i32, month: u32) -> Option<Set> {
+        let first = NaiveDate::from_ymd_opt(year, month, 1)?;
+        let lacking = u32::from(month == 2 && !first.leap_year());
+        let all = Set::span(1, month_days(month) - lacking);
+        let days = self.days.and(all);
+        if self.weekdays.len() == 7 {
+            return Some(days);
+        }
+        let before_first = first.weekday().num_days_from_sunday() + 6;
+        let on_weekday = |day: &u32| self.weekdays.contains((before_first + day) % 7);
+        Some(days.iter().filter(on_weekday).collect())
     }
 }
 
-fn twin_year(year: i32) -> Option<i32> {
-    let kind = year_kind(year)?;
-    (2000..2028).find(|twin| year_kind(*twin) == Some(kind))
-}
-
-fn year_kind(year: i32) -> Option<(Weekday, bool)> {
-    let first = NaiveDate::from_yo_opt(year, 1)?;
-    Some((first.weekday(), first.leap_year()))
+/// The first whole minute after a local time.
+fn minute_after(after: NaiveDateTime) -> Option<NaiveDateTime> {
+    let minute = after.date().and_hms_opt(after.hour(), after.minute(), 0)?;
+    minute.checked_add_signed(Duration::minutes(1))
 }
 
 /// The first instant after `after` at which one of `arms` is due in `timezone`.
-pub(super) fn next(arms: &[Arm], timezone: Tz, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
+pub(super) fn next(
+    arms: &[Arm],
+    timezone: Tz,
+    dst_gap: DstGap,
+    after: DateTime<Utc>,
+) -> Option<DateTime<Utc>> {
     let from = search_from(timezone, after);
     arms.iter()
-        .filter_map(|arm| next_of_arm(arm, timezone, from))
+        .filter_map(|arm| next_of_arm(arm, timezone, dst_gap, from))
         .min()
 }
 
-fn next_of_arm(arm: &Arm, timezone: Tz, from: NaiveDateTime) -> Option<DateTime<Utc>> {
+fn next_of_arm(
+    arm: &Arm,
+    timezone: Tz,
+    dst_gap: DstGap,
+    from: NaiveDateTime,
+) -> Option<DateTime<Utc>> {
     let mut from = from;
     for _ in 0..GAPS_MAX {
         let wall = arm.next_wall(from)?;
-        match resolve(timezone, wall) {
-            Resolved::At(at) => return Some(at),
-            Resolved::Gap { ends } => from = ends - Duration::seconds(1),
+        match (resolve(timezone, wall), dst_gap) {
+            (Resolved::Once(at) | Resolved::FirstPass(at), _)
+            | (Resolved::Gap { ends: at }, DstGap::Shift) => return Some(at),
+            (Resolved::Gap { ends }, DstGap::Skip) => {
+                from = local(timezone, ends) - Duration::seconds(1);
+            }
         }
     }
     None
@@ -99,31 +155,54 @@ fn next_of_arm(arm: &Arm, timezone: Tz, from: NaiveDateTime) -> Option<DateTime<
 
 /// Where a local time lies in UTC.
 pub(super) enum Resolved {
-    /// It exists.
-    At(DateTime<Utc>),
-    /// The clock jumps over it; `ends` is the first local time after the jump.
-    Gap { ends: NaiveDateTime },
+    /// It exists once.
+    Once(DateTime<Utc>),
+    /// It comes twice, first at this instant.
+    FirstPass(DateTime<Utc>),
+    /// The clock jumps over it; `ends` is the first instant after the jump.
+    Gap { ends: DateTime<Utc> },
 }
 
 /// Places a local time in its zone: one that is skipped is a gap, one that comes twice is its first
 /// pass. EventBridge Scheduler documents both ("Schedule types", daylight saving time).
 pub(super) fn resolve(timezone: Tz, wall: NaiveDateTime) -> Resolved {
     match timezone.from_local_datetime(&wall) {
-        MappedLocalTime::Single(at) | MappedLocalTime::Ambiguous(at, _) => {
-            Resolved::At(at.to_utc())
-        }
+        MappedLocalTime::Single(at) => Resolved::Once(at.to_utc()),
+        MappedLocalTime::Ambiguous(first, _) => Resolved::FirstPass(first.to_utc()),
         MappedLocalTime::None => Resolved::Gap {
-            ends: GapInfo::new(&wall, &timezone)
-                .and_then(|gap| gap.end)
-                .map_or(wall + Duration::minutes(1), |end| end.naive_local()),
+            ends: gap_end(timezone, wall),
         },
     }
 }
 
+/// The first instant after the gap in which a local time lies: on the old clock, the gap's beginning.
+pub(super) fn gap_end(timezone: Tz, wall: NaiveDateTime) -> DateTime<Utc> {
+    let begin = GapInfo::new(&wall, &timezone).and_then(|gap| gap.begin);
+    match begin {
+        Some((begin, offset)) => (begin - offset.fix()).and_utc(),
+        None => {
+            let day = Duration::days(1);
+            Change::between(timezone, wall.and_utc() - day, wall.and_utc() + day).at
+        }
+    }
+}
+
+/// The first instant of a date in `timezone`; of a date that its clock skipped, of the date after it.
+pub(crate) fn day_start(timezone: Tz, date: NaiveDate) -> DateTime<Utc> {
+    match resolve(timezone, date.and_time(NaiveTime::MIN)) {
+        Resolved::Once(at) | Resolved::FirstPass(at) | Resolved::Gap { ends: at } => at,
+    }
+}
+
+/// What the clock of `timezone` shows.
+pub(super) fn local(timezone: Tz, at: DateTime<Utc>) -> NaiveDateTime {
+    at.with_timezone(&timezone).naive_local()
+}
+
 /// The local time after which the slots after `after` lie. In the second pass of a fold that is the
 /// fold's end, because its local times were due in the first pass.
-fn search_from(timezone: Tz, after: DateTime<Utc>) -> NaiveDateTime {
-    let wall = after.with_timezone(&timezone).naive_local();
+pub(super) fn search_from(timezone: Tz, after: DateTime<Utc>) -> NaiveDateTime {
+    let wall = local(timezone, after);
     match timezone.from_local_datetime(&wall) {
         MappedLocalTime::Ambiguous(first, _) if first < after => {
             fold_end(timezone, first.to_utc(), after) - Duration::seconds(1)
@@ -198,4 +277,54 @@ fn offset_s(timezone: Tz, timestamp: i64) -> i32 {
             .fix()
             .local_minus_utc()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What the crate `cron` makes of the same text: it knows the years to 2100.
+    fn as_the_crate_walks(arm: &Arm, after: NaiveDateTime) -> Option<NaiveDateTime> {
+        let six = arm.expression.strip_prefix("cron(")?.strip_suffix(')')?;
+        let times = ::cron::Schedule::from_str(&format!("0 {six}")).unwrap();
+        Some(times.after(&after.and_utc()).next()?.naive_utc())
+    }
+
+    fn field(min: u32, max: u32) -> impl Strategy<Value = String> {
+        prop_oneof![
+            2 => Just(String::from("*")),
+            2 => (min..=max).prop_map(|value| value.to_string()),
+            1 => (min..=max, 1..=9u32).prop_map(|(from, step)| format!("{from}/{step}")),
+            1 => (min..=max, min..=max).prop_map(|(a, b)| format!("{},{}", a.min(b), a.max(b))),
+        ]
+    }
+
+    /// Either day field, as EventBridge has it.
+    fn expression() -> impl Strategy<Value = String> {
+        let names = prop::sample::subsequence(vec!["SUN", "MON", "WED", "SAT"], 1..4);
+        let days = prop_oneof![
+            (field(1, 31)).prop_map(|days| (days, String::from("?"))),
+            names.prop_map(|names| (String::from("?"), names.join(","))),
+        ];
+        (field(0, 59), field(0, 23), field(1, 12), days).prop_map(
+            |(minute, hour, month, (day, weekday))| {
+                format!("cron({minute} {hour} {day} {month} {weekday} *)")
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_walk_is_that_of_the_crate_cron(
+            expression in expression(), after_s in 0i64..3_800_000_000, nanosecond in 0u32..1_000_000_000,
+        ) {
+            let after = DateTime::from_timestamp(after_s, nanosecond).unwrap().naive_utc();
+            let arm = Arm::new(expression).unwrap();
+            prop_assert_eq!(arm.next_wall(after), as_the_crate_walks(&arm, after));
+        }
+    }
 }

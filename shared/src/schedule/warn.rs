@@ -1,22 +1,29 @@
 //! What was accepted, and may still surprise its author.
 
-use chrono::{DateTime, Duration, NaiveDateTime, Utc};
+use chrono::{DateTime, Duration, NaiveDate, NaiveDateTime, Utc};
+use chrono_tz::Tz;
 
 use super::{
     Plan, Schedule,
     cron::{Cron, Field, Surprise, month_days},
+    form::DstGap,
     wall::{self, Arm, Change},
 };
 use crate::fault::Warning;
 
-/// Every warning about a schedule, looked at from `now`.
-pub(super) fn schedule(schedule: &Schedule, now: DateTime<Utc>) -> Vec<Warning> {
+/// Every warning about a schedule, looked at from `now`; what `excluded` takes is not warned of.
+pub(super) fn schedule(
+    schedule: &Schedule,
+    now: DateTime<Utc>,
+    excluded: &dyn Fn(NaiveDate) -> bool,
+) -> Vec<Warning> {
     let from = schedule.window.start_at.map_or(now, |start| start.max(now));
     match &schedule.plan {
         Plan::Wall {
             cron,
             arms,
             timezone,
+            dst_gap,
         } => {
             let mut warnings: Vec<Warning> = cron.surprises.iter().copied().map(surprise).collect();
             warnings.extend(every_minute(cron));
@@ -26,8 +33,17 @@ pub(super) fn schedule(schedule: &Schedule, now: DateTime<Utc>) -> Vec<Warning> 
                 .into_iter()
                 .filter(|change| schedule.window.end_at.is_none_or(|end| change.at <= end))
                 .collect();
-            warnings.extend(gap(cron, arms, &changes, timezone.name()));
-            warnings.extend(fold(cron, arms, &changes, timezone.name()));
+            let clock = Clock {
+                arms,
+                timezone: *timezone,
+                changes: &changes,
+                excluded,
+            };
+            if cron.hours == Field::Hour.all() {
+                warnings.extend(fold(&clock));
+            } else {
+                warnings.extend(gap(&clock, *dst_gap));
+            }
             warnings
         }
         Plan::Rate { every, .. } => {
@@ -135,55 +151,73 @@ fn short_months(cron: &Cron) -> Option<Warning> {
     }
 }
 
+/// A schedule's times beside its zone's changes of the clocks.
+struct Clock<'a> {
+    arms: &'a [Arm],
+    timezone: Tz,
+    changes: &'a [Change],
+    excluded: &'a dyn Fn(NaiveDate) -> bool,
+}
+
+impl Clock<'_> {
+    /// The first time among those that the change skips or repeats.
+    fn first_within(&self, change: &Change) -> Option<NaiveDateTime> {
+        let (first, last) = change.walls();
+        self.arms
+            .iter()
+            .filter_map(|arm| arm.next_wall(first - Duration::seconds(1)))
+            .min()
+            .filter(|wall| *wall < last)
+    }
+}
+
 /// A time that the clocks jump over. Not said of a schedule that runs in every hour: there the jump
 /// takes no time away.
-fn gap(cron: &Cron, arms: &[Arm], changes: &[Change], zone: &str) -> Option<Warning> {
-    if cron.hours == Field::Hour.all() {
-        return None;
-    }
-    changes
-        .iter()
-        .filter(|change| change.is_gap())
-        .find_map(|change| first_within(arms, change))
-        .map(|wall| {
-            warning(
-                "dst_gap",
-                format!(
-                    "{} does not exist in {zone}, because the clocks go forward: that slot is skipped",
-                    wall.format("%Y-%m-%d %H:%M")
-                ),
-            )
-        })
+fn gap(clock: &Clock<'_>, dst_gap: DstGap) -> Option<Warning> {
+    let gaps = clock.changes.iter().filter(|change| change.is_gap());
+    let (change, wall) = gaps
+        .filter_map(|change| Some((change, clock.first_within(change)?)))
+        .find(|(change, wall)| {
+            let ends = wall::local(clock.timezone, change.at);
+            !(clock.excluded)(match dst_gap {
+                DstGap::Shift => ends.date(),
+                DstGap::Skip => wall.date(),
+            })
+        })?;
+    let ends = wall::local(clock.timezone, change.at);
+    let fate = match dst_gap {
+        DstGap::Skip => String::from("is skipped; with dst_gap shift it moves to the gap's end"),
+        DstGap::Shift if ends.date() == wall.date() => {
+            format!("moves to {}", ends.format("%H:%M"))
+        }
+        DstGap::Shift => format!("moves to {}", ends.format("%Y-%m-%d %H:%M")),
+    };
+    Some(warning(
+        "dst_gap",
+        format!(
+            "{} does not exist in {}, because the clocks go forward: that slot {fate}",
+            wall.format("%Y-%m-%d %H:%M"),
+            clock.timezone,
+        ),
+    ))
 }
 
 /// A schedule that runs in every hour is silent while the clocks repeat one.
-fn fold(cron: &Cron, arms: &[Arm], changes: &[Change], zone: &str) -> Option<Warning> {
-    if cron.hours != Field::Hour.all() {
-        return None;
-    }
-    changes
-        .iter()
-        .filter(|change| !change.is_gap())
-        .find_map(|change| first_within(arms, change).map(|_| change))
-        .map(|change| {
-            let (first, last) = change.walls();
-            warning(
-                "dst_fold",
-                format!(
-                    "{} to {} comes twice in {zone}, because the clocks go back, and counts once: nothing is due in its second pass; an interval, or UTC, has no such pause",
-                    first.format("%Y-%m-%d %H:%M"),
-                    last.format("%H:%M")
-                ),
-            )
-        })
-}
-
-fn first_within(arms: &[Arm], change: &Change) -> Option<NaiveDateTime> {
+fn fold(clock: &Clock<'_>) -> Option<Warning> {
+    let folds = clock.changes.iter().filter(|change| !change.is_gap());
+    let (change, _) = folds
+        .filter_map(|change| Some((change, clock.first_within(change)?)))
+        .find(|(_, wall)| !(clock.excluded)(wall.date()))?;
     let (first, last) = change.walls();
-    arms.iter()
-        .filter_map(|arm| arm.next_wall(first - Duration::seconds(1)))
-        .min()
-        .filter(|wall| *wall < last)
+    Some(warning(
+        "dst_fold",
+        format!(
+            "{} to {} comes twice in {}, because the clocks go back, and counts once: nothing is due in its second pass; an interval, or UTC, has no such pause",
+            first.format("%Y-%m-%d %H:%M"),
+            last.format("%H:%M"),
+            clock.timezone,
+        ),
+    ))
 }
 
 fn drifts(schedule: &Schedule) -> Warning {

@@ -23,6 +23,15 @@ BEYOND_SCHEMAS = [
     "every_minutes: conflict",
     "schedule: never_fires_in_window",
     "schedule: below_minimum_interval",
+    # Exclusions and jitter: dates that exist, ranges that run forward, and a slot that is left.
+    "*: bad_date",
+    "to: end_before_start",
+    "to: range_too_long",
+    "weekdays: every_day_excluded",
+    "*: every_slot_excluded",
+    "calendars: unknown_calendar",
+    "jitter_minutes: no_slots",
+    "jitter_minutes: jitter_too_long",
     # Templates: a grammar, and the variables there are.
     "prompt_text: template_*",
     "system_text: template_*",
@@ -44,6 +53,10 @@ BEYOND_SCHEMAS = [
     "metadata: too_long",
     "context: control_character",
     "metadata: control_character",
+    # Previews: the length of a range, and an object of the tenant.
+    "until: end_before_start",
+    "until: range_too_long",
+    "prompt_id: unknown_prompt",
     # Equal in more than their text.
     "destinations: duplicate",
     "to: duplicate",
@@ -100,6 +113,9 @@ class RefusalsAreBeyondSchemas:
         problem = response.json()
         for fault in problem.get("errors") or [{"field": "", "code": problem["code"]}]:
             name = f"{field_of(fault)}: {fault['code']}"
+            # A part of a schedule is judged together with the stored rest.
+            if case.method == "PATCH" and fault["field"].startswith("schedule"):
+                continue
             if not any(fnmatch.fnmatchcase(name, pattern) for pattern in BEYOND_SCHEMAS):
                 self.surprises.setdefault(name, f"{case.operation.label} {fault} {case.body!r:.2000}")
 

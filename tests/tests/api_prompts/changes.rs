@@ -81,48 +81,6 @@ async fn the_tenant_gives_the_zone_and_the_owner_the_address() {
 }
 
 #[tokio::test]
-async fn a_preview_is_the_body_of_the_schedule_and_writes_nothing() {
-    let world = World::new().await;
-    let tenant = world.tenant("ada").await;
-    let viewer = world.key_of_role(&tenant.key, "viewer").await;
-    let schedule =
-        json!({ "type": "cron", "expression": "30 1 * * *", "timezone": "Europe/London" });
-    let body = json!({ "schedule": schedule, "after": "2026-03-28T00:00:00Z", "count": 2 });
-    let reply = world.post(&viewer, "/v1/prompts/preview", body).await;
-    assert_eq!(reply.status, 200, "{}", reply.text);
-    let after = "2026-03-28T00:00:00Z".parse().unwrap();
-    let expected = shared::schedule::Schedule::from_stored(&schedule)
-        .unwrap()
-        .preview(after, 2);
-    assert_eq!(reply.body, serde_json::to_value(expected).unwrap());
-    let count = world
-        .one("SELECT count(*) AS n FROM scheduled_prompts", &[])
-        .await;
-    assert_eq!(count["n"], 0);
-
-    let body =
-        json!({ "schedule": { "type": "cron", "expression": "61 * * * *" }, "count": 101, "x": 1 });
-    let refused = world.post(&viewer, "/v1/prompts/preview", body).await;
-    refused.refused(422, "validation_failed");
-    let fields: Vec<_> = refused
-        .faults()
-        .into_iter()
-        .map(|(field, _)| field)
-        .collect();
-    assert_eq!(fields, ["schedule.expression", "count", "x"]);
-
-    world
-        .sql("UPDATE tenants SET interval_minutes_min = 60", &[])
-        .await;
-    let body = json!({ "schedule": { "type": "interval", "every_minutes": 59 } });
-    let refused = world.post(&viewer, "/v1/prompts/preview", body).await;
-    assert_eq!(
-        refused.faults(),
-        [("schedule".to_owned(), "below_minimum_interval".to_owned())]
-    );
-}
-
-#[tokio::test]
 async fn a_repeated_post_makes_one_prompt() {
     let world = World::new().await;
     let tenant = world.tenant("ada").await;
@@ -396,6 +354,47 @@ async fn another_schedule_counts_from_now() {
         instant(&resumed.body["next_run_at"]).time().to_string(),
         "10:00:00"
     );
+}
+
+#[tokio::test]
+async fn an_excluded_day_has_no_slot() {
+    let world = World::new().await;
+    let tenant = world.tenant("ada").await;
+    let made = world
+        .prompt(
+            &tenant.key,
+            json!({ "schedule": { "type": "daily", "at": "09:00", "timezone": "UTC" } }),
+        )
+        .await;
+    let path = format!("/v1/prompts/{}", text(&made["id"]));
+    let first = instant(&made["next_run_at"]);
+    let patch = |body: Value| world.send(&tenant.key, "PATCH", &path, Some(body));
+
+    let without = json!({ "exclusions": { "dates": [first.date_naive()] } });
+    let reply = patch(without).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(
+        reply.body["exclusions"]["dates"],
+        json!([first.date_naive()])
+    );
+    let next = instant(&reply.body["next_run_at"]);
+    assert_eq!(next, first + TimeDelta::days(1));
+
+    let only = json!(["mon", "tue", "wed", "thu", "fri", "sat"]);
+    let reply = patch(json!({ "exclusions": { "dates": [], "weekdays": only } })).await;
+    let next = instant(&reply.body["next_run_at"]);
+    assert_eq!(next.format("%a %H:%M").to_string(), "Sun 09:00");
+
+    // A resume finds the same; a change of the text does not touch time.
+    world
+        .post(&tenant.key, &format!("{path}/pause"), json!({}))
+        .await;
+    let resumed = world
+        .send(&tenant.key, "POST", &format!("{path}/resume"), None)
+        .await;
+    assert_eq!(instant(&resumed.body["next_run_at"]), next);
+    let renamed = patch(json!({ "prompt_name": "Sundays" })).await;
+    assert_eq!(instant(&renamed.body["next_run_at"]), next);
 }
 
 #[tokio::test]

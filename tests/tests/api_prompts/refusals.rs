@@ -50,6 +50,32 @@ async fn each_bad_field_has_its_own_code() {
             "below_minimum_interval",
         ),
         (
+            json!({ "schedule": { "type": "interval", "every_seconds": 30 } }),
+            "schedule.every_seconds",
+            "sub_minute",
+        ),
+        (
+            json!({ "schedule": { "type": "weekly", "days": ["sat"], "at": "09:00" },
+                    "exclusions": { "weekdays": ["sat", "sun"] } }),
+            "exclusions.weekdays",
+            "every_slot_excluded",
+        ),
+        (
+            json!({ "exclusions": { "calendars": ["none-such"] } }),
+            "exclusions.calendars[0]",
+            "unknown_calendar",
+        ),
+        (
+            json!({ "exclusions": { "ranges": [{ "from": "2026-01-02", "to": "2026-01-01" }] } }),
+            "exclusions.ranges[0].to",
+            "end_before_start",
+        ),
+        (
+            json!({ "schedule": { "type": "interval", "every_minutes": 15 }, "jitter_minutes": 15 }),
+            "jitter_minutes",
+            "jitter_too_long",
+        ),
+        (
             json!({ "schedule": { "type": "daily", "at": "09:00", "timezone": "Mars/Olympus" } }),
             "schedule.timezone",
             "unknown_timezone",

@@ -35,7 +35,17 @@ fn assert_preview(case: &Value) {
     let count = next.len().to_string();
     let zone = text(&case["timezone"]);
     let after = text(&case["after"]);
-    let options = ["preview", "--json", "--timezone", zone, "--after", after];
+    // The vectors describe what EventBridge Scheduler alone does.
+    let options = [
+        "preview",
+        "--json",
+        "--dst-gap",
+        "skip",
+        "--timezone",
+        zone,
+        "--after",
+        after,
+    ];
     let rest = ["--count", &count, "--", text(&case["unix"])];
     let output = carillon(&[&options[..], &rest[..]].concat());
     assert!(output.status.success(), "{case}: {output:?}");
@@ -70,6 +80,27 @@ fn preview_gives_the_slots_of_random_vectors() {
         .unwrap()
         .iter()
         .for_each(assert_preview);
+}
+
+#[test]
+fn preview_shows_what_a_gap_does() {
+    let slot = |options: &[&str]| {
+        let zone = ["preview", "--json", "--timezone", "America/New_York"];
+        let rest = [
+            "--after",
+            "2026-03-07T12:00:00Z",
+            "--count",
+            "1",
+            "30 2 * * *",
+        ];
+        let output = carillon(&[&zone[..], options, &rest[..]].concat());
+        text(&json_of(&output)["slots"][0]["local"]).to_owned()
+    };
+    assert_eq!(slot(&[]), "2026-03-08T03:00:00-04:00");
+    assert_eq!(slot(&["--dst-gap", "shift"]), "2026-03-08T03:00:00-04:00");
+    assert_eq!(slot(&["--dst-gap", "skip"]), "2026-03-09T02:30:00-04:00");
+    let other = carillon(&["preview", "--dst-gap", "move", "30 2 * * *"]);
+    assert_eq!(other.status.code(), Some(2), "{other:?}");
 }
 
 #[test]

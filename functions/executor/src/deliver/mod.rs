@@ -22,7 +22,7 @@ mod webhook;
 pub use mail::{Mailer, Smtp, SmtpUrlError};
 pub use storage::Storage;
 
-/// The waits between [`deliveries::ATTEMPTS_MAX`](shared::db::deliveries::ATTEMPTS_MAX) attempts add
+/// The waits between [`DELIVERY_ATTEMPTS_MAX`](shared::run::DELIVERY_ATTEMPTS_MAX) attempts add
 /// up to at most 17 h 41 min and to half of that on average, without what receivers ask for with
 /// `Retry-After`.
 const BACKOFF_BASE: Duration = Duration::from_secs(5);
@@ -464,7 +464,7 @@ mod tests {
 
     #[test]
     fn the_documented_span_holds() {
-        let attempts_max = u32::try_from(shared::db::deliveries::ATTEMPTS_MAX).unwrap();
+        let attempts_max = u32::try_from(shared::run::DELIVERY_ATTEMPTS_MAX).unwrap();
         let span: Duration = (1..attempts_max)
             .map(|attempt| shared::backoff::ceiling(attempt, BACKOFF_BASE, BACKOFF_CAP))
             .sum();

@@ -332,7 +332,12 @@ struct TenantBody {
     #[schema(max_length = 254, format = "email")]
     owner_email: String,
     /// Used where a schedule names no timezone; UTC unless given.
-    #[schema(min_length = 1, max_length = 50, example = "Europe/London")]
+    #[schema(
+        min_length = 1,
+        max_length = 50,
+        pattern = "^[A-Za-z0-9_+/-]*$",
+        example = "Europe/London"
+    )]
     default_timezone: Option<String>,
     /// What it may have.
     limits: Option<LimitsBody>,
@@ -354,7 +359,12 @@ struct ChangesBody {
     )]
     name: Option<String>,
     /// Used where a schedule names no timezone.
-    #[schema(min_length = 1, max_length = 50, example = "Europe/London")]
+    #[schema(
+        min_length = 1,
+        max_length = 50,
+        pattern = "^[A-Za-z0-9_+/-]*$",
+        example = "Europe/London"
+    )]
     default_timezone: Option<String>,
     /// What it may have.
     limits: Option<LimitsBody>,

@@ -8,22 +8,19 @@ use serde_json::{Map, Value};
 use shared::{
     db::{
         DbError, TenantTx,
-        prompts::{
-            self, DroppedSlots, Limits, NewPrompt, NewSpec, NewStatus, Prompt, PromptStatus,
-        },
+        prompts::{self, Limits, NewPrompt, NewSpec, NewStatus, Prompt, PromptStatus},
         runs,
     },
     destination::Destination,
+    exclusion::NO_HOLIDAYS,
     fault::Fault,
     ids::{PromptId, UserId},
     prompt::{PromptSpec, Rules},
-    schedule::{Schedule, ScheduleType},
+    schedule::ScheduleType,
+    slots,
 };
 
 use crate::{app::App, error::ApiError, request::IfMatch};
-
-/// Slots that are counted when a change drops those that were due; what is beyond is not told.
-const DROPPED_SLOTS_MAX: i32 = 10_000;
 
 /// A prompt after a change that was asked for.
 pub(super) struct Changed {
@@ -53,7 +50,7 @@ pub(super) async fn create(
         id: PromptId::new(),
         user_id,
         spec: &spec.to_json(),
-        next_run_at: spec.schedule().next(limits.now),
+        next_run_at: spec.next_slot(limits.now, &NO_HOLIDAYS),
         webhook_urls: &webhook_urls(&spec),
     };
     prompts::insert(tx, &new).await.map_err(refusal)
@@ -86,7 +83,7 @@ pub(super) async fn edit(
     if changes("max_runs") {
         refuse_spent(&spec, &prompt)?;
     }
-    let reschedules = changes("schedule");
+    let reschedules = changes("schedule") || changes("exclusions");
     if reschedules {
         drop_due(tx, &prompt, limits.now, "rescheduled").await?;
     }
@@ -95,7 +92,7 @@ pub(super) async fn edit(
         version: prompt.version,
         spec: &stored,
         next_run_at: reschedules.then(|| match prompt.status {
-            PromptStatus::Active => spec.schedule().next(limits.now),
+            PromptStatus::Active => spec.next_slot(limits.now, &NO_HOLIDAYS),
             PromptStatus::Paused
             | PromptStatus::Completed
             | PromptStatus::Failed
@@ -153,9 +150,9 @@ pub(super) async fn resume(tx: &TenantTx, id: PromptId) -> Result<Changed, ApiEr
             "the prompt has had all the runs that max_runs allows; raise it, then resume",
         ));
     }
-    let schedule = stored_schedule(&prompt)?;
-    let next_run_at = schedule.next(limits.now);
-    if next_run_at.is_none() && schedule.kind() != ScheduleType::Manual {
+    let spec = stored_spec(&prompt)?;
+    let next_run_at = spec.next_slot(limits.now, &NO_HOLIDAYS);
+    if next_run_at.is_none() && spec.schedule().kind() != ScheduleType::Manual {
         return Err(ApiError::conflict(
             "no_slot_left",
             "the schedule has no slot left; change the schedule, then resume",
@@ -217,21 +214,11 @@ async fn drop_due(
     let Some(first) = prompt.next_run_at.filter(|first| *first <= now) else {
         return Ok(());
     };
-    let schedule = stored_schedule(prompt)?;
-    let mut dropped = DroppedSlots {
-        id: prompt.id,
-        first,
-        last: first,
-        count: 1,
-        reason,
-    };
-    while dropped.count < DROPPED_SLOTS_MAX
-        && let Some(slot) = schedule.next(dropped.last).filter(|slot| *slot <= now)
-    {
-        dropped.last = slot;
-        dropped.count += 1;
+    let spec = stored_spec(prompt)?;
+    let next = |after| spec.next_slot(after, &NO_HOLIDAYS);
+    if let Some(dropped) = slots::dropped(first, now, next) {
+        prompts::drop_slots(tx, prompt.id, dropped, reason).await?;
     }
-    prompts::drop_slots(tx, &dropped).await?;
     Ok(())
 }
 
@@ -289,6 +276,7 @@ pub(super) fn rules<'a>(app: &'a App, limits: &'a Limits) -> Result<Rules<'a>, A
             .map_err(ApiError::internal)?,
         allow_echo: app.allow_echo,
         owner_email: limits.owner_email.as_deref(),
+        holidays: &NO_HOLIDAYS,
     })
 }
 
@@ -307,18 +295,13 @@ fn found<T>(looked_up: Option<T>) -> Result<T, ApiError> {
 }
 
 fn stored_spec(prompt: &Prompt) -> Result<PromptSpec, ApiError> {
-    PromptSpec::from_stored(&prompt.spec).map_err(|faults| unreadable("prompt", &faults))
+    PromptSpec::from_stored(&prompt.spec).map_err(|faults| unreadable(&faults))
 }
 
-fn stored_schedule(prompt: &Prompt) -> Result<Schedule, ApiError> {
-    let stored = prompt.spec.get("schedule").unwrap_or(&Value::Null);
-    Schedule::from_stored(stored).map_err(|faults| unreadable("schedule", &faults))
-}
-
-fn unreadable(what: &'static str, faults: &[Fault]) -> ApiError {
+fn unreadable(faults: &[Fault]) -> ApiError {
     let codes: Vec<_> = faults.iter().map(|fault| fault.code).collect();
     ApiError::internal(DbError::Stored {
-        what,
+        what: "prompt",
         detail: codes.join(", "),
     })
 }
