@@ -34,7 +34,7 @@ def faults(folder: Path) -> list[str]:
     versions = {(int(major), int(minor)) for major, minor in re.findall(rb"GLIBC_(\d+)\.(\d+)", program)}
     newest = max(versions, default=(0, 0))
     if newest > GLIBC_MAX:
-        found.append(f"{path} needs glibc {newest[0]}.{newest[1]}; Amazon Linux 2023 has 2.34")
+        found.append(f"{path} needs glibc {newest[0]}.{newest[1]}; Amazon Linux 2023 has 2.34: build on a system with an older one")
     print(f"{folder.name}: {size} bytes zipped, {len(program)} bytes, glibc {newest[0]}.{newest[1]}")
     return found
 
