@@ -113,7 +113,8 @@ export class Database extends Construct {
     return {
       CARILLON_DATABASE_SECRET_ARN: this.appSecret.secretArn,
       CARILLON_SYSTEM_DATABASE_SECRET_ARN: this.systemSecret.secretArn,
-      CARILLON_DATABASE_CA_FILE: '/var/task/infra/certs/rds-ca.pem',
+      // Amazon's own roots of RDS are in no system's store. Another server's are, or TLS is off.
+      ...(this.network && { CARILLON_DATABASE_CA_FILE: '/var/task/infra/certs/rds-ca.pem' }),
     };
   }
 

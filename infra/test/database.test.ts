@@ -109,6 +109,15 @@ test('a new zip runs the migration again, the same one does not', () => {
   assert.notEqual(zip(release), zip(placeholders('3')));
 });
 
+test('RDS is checked by its own roots, any other server by the system\'s', () => {
+  const file = (template: Template, fn: string) => template.fn(fn).properties.Environment.Variables.CARILLON_DATABASE_CA_FILE;
+  for (const fn of FUNCTIONS) {
+    assert.deepEqual([postgres, aurora, external].map((template) => file(template, fn)), [
+      '/var/task/infra/certs/rds-ca.pem', '/var/task/infra/certs/rds-ca.pem', undefined,
+    ], fn);
+  }
+});
+
 test('a database of one\'s own brings no network and no database', () => {
   const types = Object.values(external.json.Resources as Record<string, Resource>).map((one) => one.Type);
   assert.deepEqual(types.filter((type) => type.startsWith('AWS::EC2::') || type.startsWith('AWS::RDS::')), []);
