@@ -1,14 +1,13 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { readFileSync } from 'node:fs';
 import * as path from 'node:path';
 import { X509Certificate } from 'node:crypto';
 import { test } from 'node:test';
 import { App, Stack, Validations } from 'aws-cdk-lib';
 import * as sns from 'aws-cdk-lib/aws-sns';
 import { AwsSolutionsChecks } from 'cdk-nag';
-import { placeholders, synth } from './synth';
+import { placeholders, scratch, synth } from './synth';
 
 // Compiled, this file lies in infra/build/test.
 const INFRA = path.resolve(__dirname, '../..');
@@ -50,12 +49,12 @@ test('the template asks nothing of the account that applies it', () => {
 });
 
 test('zips that are not there are asked for by the command that makes them', () => {
-  const empty = mkdtempSync(path.join(tmpdir(), 'carillon-none-'));
+  const empty = scratch('empty');
   assert.throws(() => synth({}, empty), /run \.\/dev package first/);
 });
 
 test('a finding of cdk-nag fails the synth', () => {
-  const app = new App({ outdir: mkdtempSync(path.join(tmpdir(), 'carillon-nag-')) });
+  const app = new App({ outdir: scratch('nag') });
   new sns.Topic(new Stack(app, 'Careless'), 'Topic');
   Validations.of(app).addPlugins(new AwsSolutionsChecks(app));
   assert.throws(() => app.synth(), /Validation failed/);

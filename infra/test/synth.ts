@@ -1,6 +1,6 @@
 // Synthesizes the stack for a test, with placeholders for the zips, and reads the template back.
 
-import { mkdirSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import * as path from 'node:path';
 import { App } from 'aws-cdk-lib';
@@ -26,6 +26,9 @@ export interface Assembly {
 // The synth of `./dev infra` validates the templates; here it would be done for each test again.
 process.env['CDK_VALIDATION'] = 'false';
 
+const SCRATCH = mkdtempSync(path.join(tmpdir(), 'carillon-infra-'));
+process.on('exit', () => rmSync(SCRATCH, { recursive: true, force: true }));
+
 const made = new Map<string, Assembly>();
 
 /** A stack with these settings; one that was made before is given again. */
@@ -37,7 +40,7 @@ export function synth(context: Record<string, unknown> = {}, zips = ZIPS): Assem
 }
 
 function make(context: Record<string, unknown>, zips: string): Assembly {
-  const folder = mkdtempSync(path.join(tmpdir(), 'carillon-synth-'));
+  const folder = scratch('synth');
   const app = new App({ outdir: folder, context: { zips, ...context } });
   new CarillonStack(app, 'Carillon', read(app.node, zips));
   app.synth();
@@ -45,9 +48,14 @@ function make(context: Record<string, unknown>, zips: string): Assembly {
   return { folder, template: new Template(json('Carillon.template.json')), assets: json('Carillon.assets.json').files };
 }
 
+/** A new folder that goes with the process. */
+export function scratch(name: string): string {
+  return mkdtempSync(path.join(SCRATCH, `${name}-`));
+}
+
 /** A folder of zips that differ by function and by `release`. */
 export function placeholders(release = '1'): string {
-  const folder = mkdtempSync(path.join(tmpdir(), 'carillon-zips-'));
+  const folder = scratch('zips');
   for (const name of FUNCTIONS) {
     mkdirSync(path.join(folder, name));
     writeFileSync(path.join(folder, name, 'bootstrap.zip'), `${name} ${release}`);
