@@ -24,6 +24,7 @@ pub mod run;
 pub mod schedule;
 pub mod seal;
 pub mod secret;
+pub mod simulate;
 pub mod slots;
 pub mod telemetry;
 pub mod template;

@@ -43,6 +43,8 @@ pub const TAGS_MAX: usize = 20;
 pub const TAG_CHARS_MAX: usize = 50;
 /// The most runs that a prompt may be limited to.
 pub const RUNS_MAX: u32 = 1_000_000;
+/// The most runs of one prompt that may be open at once.
+pub const OVERLAP_RUNS_MAX: u32 = 20;
 /// A week: the longest time that a missed slot stays worth running.
 pub const CATCHUP_WINDOW_S_MAX: u32 = 604_800;
 /// The most retries of one run.
@@ -58,6 +60,7 @@ pub const TIMEOUT_MS_MAX: u32 = 840_000;
 /// The most failures in a row that may be allowed before a prompt pauses.
 pub const PAUSE_AFTER_FAILURES_MAX: u32 = 1_000;
 
+const OVERLAP_RUNS: u32 = 3;
 const CATCHUP_WINDOW_S: u32 = 900;
 const RETRIES: u32 = 3;
 const RETRY_DELAY_MS: u32 = 60_000;
@@ -72,9 +75,9 @@ pub enum Overlap {
     /// It is skipped, and recorded as skipped.
     #[default]
     Skip,
-    /// It waits; of several that wait, the latest runs.
+    /// It waits, in the place of the one that waits already.
     BufferOne,
-    /// It runs at the same time.
+    /// It runs at the same time, up to `overlap_runs_max`.
     AllowAll,
 }
 
@@ -88,7 +91,7 @@ pub enum Misfire {
     /// The latest runs.
     #[default]
     RunLatest,
-    /// Each runs.
+    /// Each runs, oldest first and at even distances, up to 100.
     RunAll,
 }
 
@@ -161,6 +164,10 @@ pub struct PromptSpec {
     // A description here would not fit beside the one of the inlined type.
     #[schema(inline)]
     overlap: Overlap,
+    /// With overlap `allow_all`: how many of its runs may wait or be under way at once. A slot beyond
+    /// it is skipped.
+    #[schema(minimum = 1, maximum = 20, default = 3)]
+    overlap_runs_max: u32,
     /// How long a missed slot stays worth running, in seconds.
     #[schema(minimum = 0, maximum = 604_800, default = 900)]
     catchup_window_s: u32,
@@ -380,6 +387,12 @@ impl PromptSpec {
     #[must_use]
     pub fn overlap(&self) -> Overlap {
         self.overlap
+    }
+
+    /// With `allow_all`: how many of its runs may be open at once.
+    #[must_use]
+    pub fn overlap_runs_max(&self) -> u32 {
+        self.overlap_runs_max
     }
 
     /// How long a missed slot stays worth running.

@@ -6,43 +6,126 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::{
-    ids::RunId,
-    prompt::{Misfire, Overlap},
+    ids::{PromptId, RunId},
+    jitter,
+    prompt::{Misfire, Overlap, PromptSpec},
 };
 
 /// A slot found within this time of its instant is on time, whatever the misfire policy: a
 /// scheduler fires within its minute, and the sweeper looks once a minute.
 pub const ON_TIME: TimeDelta = TimeDelta::seconds(120);
 
-/// Slots looked at in one plan; what is beyond waits for the next look, a moment later.
-pub const SLOTS_MAX: usize = 2_000;
+/// Slots before the catch-up window that one plan accounts for; the next look takes the others.
+/// The window itself is planned as a whole.
+pub const TOO_LATE_MAX: usize = 10_000;
 
-/// Late slots that one plan of `run_all` may run.
+/// Late slots that `run_all` may run after one downtime.
 pub const RUN_ALL_MAX: usize = 100;
 
-/// Missed slots of one plan that get a row each; the rest share one.
+/// Missed slots of one downtime that get a row each; the rest share one.
 pub const MISSED_ROWS_MAX: usize = 100;
+
+/// The runs of a catch-up begin at least this far apart.
+pub const PACE_MIN: TimeDelta = TimeDelta::seconds(1);
+
+/// The runs of a catch-up begin at most this far apart.
+pub const PACE_MAX: TimeDelta = TimeDelta::seconds(60);
+
+/// Due slots that are counted when a change of their prompt drops them.
+pub const DROPPED_MAX: i32 = 100_000;
 
 /// What a prompt says about slots that cannot simply run.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
     /// While a run is under way.
     pub overlap: Overlap,
+    /// With `allow_all`: open runs at the most.
+    pub overlap_runs_max: u32,
     /// After downtime.
     pub misfire: Misfire,
     /// How late a slot may still run.
     pub catchup_window_s: u32,
+    /// A scheduler may fire a slot from its instant until so much later.
+    pub jitter: TimeDelta,
+    /// When in that time this prompt's slots are looked for.
+    pub delay: TimeDelta,
     /// How many more runs the prompt may have; `None`: no limit.
     pub runs_left: Option<u64>,
 }
 
-/// A run that is not over.
+impl Policy {
+    /// What a prompt says, with the runs that `max_runs` leaves it.
+    #[must_use]
+    pub fn of(spec: &PromptSpec, prompt_id: PromptId, runs_left: Option<u64>) -> Self {
+        Self {
+            overlap: spec.overlap(),
+            overlap_runs_max: spec.overlap_runs_max(),
+            misfire: spec.misfire(),
+            catchup_window_s: spec.catchup_window_s(),
+            jitter: TimeDelta::minutes(spec.jitter_minutes().into()),
+            delay: jitter::delay(prompt_id, spec.jitter_minutes()),
+            runs_left,
+        }
+    }
+
+    /// How many of the prompt's runs may be under way at once.
+    #[must_use]
+    pub fn at_once(&self) -> u32 {
+        match self.overlap {
+            Overlap::Skip | Overlap::BufferOne => 1,
+            Overlap::AllowAll => self.overlap_runs_max,
+        }
+    }
+
+    /// How long after its instant a slot may still run.
+    fn worth_running(&self) -> TimeDelta {
+        self.jitter + TimeDelta::seconds(self.catchup_window_s.into()).max(ON_TIME)
+    }
+
+    fn room(&self, open: &OpenRuns) -> usize {
+        let room = self.overlap_runs_max.saturating_sub(open.count);
+        usize::try_from(room).unwrap_or(usize::MAX)
+    }
+
+    fn is_on_time(&self, slot: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+        now - slot <= self.jitter + ON_TIME
+    }
+}
+
+/// The prompt's runs that are not over, test runs and waiting backfills apart.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OpenRuns {
+    /// How many.
+    pub count: u32,
+    /// How many of them have a claimant.
+    pub running: u32,
+    /// The one that a skipped slot names: the oldest with a claimant, else the oldest.
+    pub in_the_way: Option<RunId>,
+    /// The run of the latest slot that waits for its first claimant.
+    pub waiting: Option<RunId>,
+}
+
+/// A row that stands for several missed slots, up to the first slot that is not accounted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharedRow {
+    /// Its id.
+    pub run_id: RunId,
+    /// The last of its slots.
+    pub until: DateTime<Utc>,
+}
+
+/// What the plan is made from, beside the policy and the schedule.
 #[derive(Debug, Clone, Copy)]
-pub struct OpenRun {
-    /// Which.
-    pub id: RunId,
-    /// Whether it still waits for a claimant.
-    pub queued: bool,
+pub struct Look {
+    /// The first slot that is not accounted for.
+    pub first: DateTime<Utc>,
+    /// The clock.
+    pub now: DateTime<Utc>,
+    /// The newest slot row before `first`, where it stands for several missed slots: another look
+    /// at the same downtime wrote it, if no slot lies between.
+    pub shared: Option<SharedRow>,
+    /// The runs in the way.
+    pub open: OpenRuns,
 }
 
 /// What becomes of one slot, or of several missed ones.
@@ -58,7 +141,10 @@ pub struct Planned {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
     /// It runs.
-    Run,
+    Run {
+        /// So long after the look, at the earliest.
+        after: TimeDelta,
+    },
     /// Another run was in the way.
     Overlapped {
         /// Which.
@@ -77,65 +163,140 @@ pub enum Fate {
     },
 }
 
+impl Fate {
+    fn runs(&self) -> bool {
+        match self {
+            Self::Run { .. } => true,
+            Self::Overlapped { .. } | Self::OverLimit | Self::Missed { .. } => false,
+        }
+    }
+}
+
+/// More missed slots for a row that stands for several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extension {
+    /// The row.
+    pub run_id: RunId,
+    /// How many more.
+    pub count: i32,
+    /// The last of them.
+    pub until: DateTime<Utc>,
+}
+
 /// What to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// One entry per row, oldest first.
     pub rows: Vec<Planned>,
-    /// The slot to look at next. It may be due already, when a plan was full.
+    /// Missed slots that belong to a row of an earlier look.
+    pub extension: Option<Extension>,
+    /// A run that waited, and whose place the last row that runs takes.
+    pub replaced: Option<RunId>,
+    /// The slot to look at next.
     pub next: Option<DateTime<Utc>>,
+    /// There was too much to account for: more is due, and can be looked at again at once.
+    pub is_cut: bool,
 }
 
-/// Plans every slot from `first` that is due at `now`. `next` gives the slot after an instant.
+impl Plan {
+    /// The first slot that runs, unless all wait their turn.
+    #[must_use]
+    pub fn begins(&self, policy: Policy, open: &OpenRuns) -> Option<DateTime<Utc>> {
+        if open.running >= policy.at_once() {
+            return None;
+        }
+        let first = self.rows.iter().find(|row| row.fate.runs());
+        first.map(|row| row.scheduled_for)
+    }
+}
+
+/// Plans every slot that is due. `next` gives the slot after an instant.
 #[must_use]
 pub fn plan(
-    first: DateTime<Utc>,
-    now: DateTime<Utc>,
+    look: Look,
     policy: Policy,
-    open: &[OpenRun],
     next: impl Fn(DateTime<Utc>) -> Option<DateTime<Utc>>,
 ) -> Plan {
-    let (due, following) = due_slots(first, now, next);
-    let more_are_due = following.is_some_and(|slot| slot <= now);
-    let mut fates = misfire(&due, now, policy, more_are_due);
-    overlap(&mut fates, policy.overlap, open);
-    limit(&mut fates, policy.runs_left);
+    let (due, following, is_cut) = due_slots(look, policy, &next);
+    let mut rows = misfire(&due, look.now, policy);
+    let replaced = overlap(&mut rows, policy, &look.open);
+    limit(&mut rows, policy.runs_left, replaced.is_some());
+    pace(&mut rows, look.now, policy, following);
+    let shared = look
+        .shared
+        .filter(|shared| next(shared.until) == Some(look.first));
+    let (rows, extension) = fold_missed(rows, shared);
     Plan {
-        rows: fold_missed(fates),
+        rows,
+        extension,
+        replaced,
         next: following,
+        is_cut,
     }
 }
 
-fn due_slots(
+/// Slots that are due and that nobody has looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dropped {
+    /// The first of them.
+    pub first: DateTime<Utc>,
+    /// The last of them.
+    pub last: DateTime<Utc>,
+    /// How many.
+    pub count: i32,
+}
+
+/// The slots from `first` that are due at `now`, to be dropped in one row. Beyond
+/// [`DROPPED_MAX`] they are not told.
+#[must_use]
+pub fn dropped(
     first: DateTime<Utc>,
     now: DateTime<Utc>,
     next: impl Fn(DateTime<Utc>) -> Option<DateTime<Utc>>,
-) -> (Vec<DateTime<Utc>>, Option<DateTime<Utc>>) {
-    let mut due = Vec::new();
-    let mut slot = Some(first);
-    while let Some(at) = slot.filter(|at| *at <= now) {
-        if due.len() == SLOTS_MAX {
-            break;
-        }
-        due.push(at);
-        slot = next(at);
+) -> Option<Dropped> {
+    let mut dropped = Some(first).filter(|first| *first <= now).map(|_| Dropped {
+        first,
+        last: first,
+        count: 1,
+    })?;
+    while dropped.count < DROPPED_MAX
+        && let Some(slot) = next(dropped.last).filter(|slot| *slot <= now)
+    {
+        dropped.last = slot;
+        dropped.count += 1;
     }
-    (due, slot)
+    Some(dropped)
 }
 
-fn misfire(
-    due: &[DateTime<Utc>],
-    now: DateTime<Utc>,
+/// The slots to account for now, the one after them, and whether that one is due as well.
+///
+/// A wake-up is right at any time from a slot on. The slots behind it wait for their own time, so
+/// that several within the jitter do not become one burst.
+fn due_slots(
+    look: Look,
     policy: Policy,
-    more_are_due: bool,
-) -> Vec<Planned> {
-    let window = TimeDelta::seconds(policy.catchup_window_s.into()).max(ON_TIME);
-    let on_time = |slot: &DateTime<Utc>| now - *slot <= ON_TIME;
-    let eligible = |slot: &DateTime<Utc>| now - *slot <= window;
-    let late = due.iter().filter(|slot| eligible(slot) && !on_time(slot));
-    let late_count = late.count();
-    let newer_exists = more_are_due || due.last().is_some_and(on_time);
-    let mut late_index = 0;
+    next: impl Fn(DateTime<Utc>) -> Option<DateTime<Utc>>,
+) -> (Vec<DateTime<Utc>>, Option<DateTime<Utc>>, bool) {
+    let worth_running = look.now - policy.worth_running();
+    let mut due = Vec::new();
+    let mut slot = Some(look.first).filter(|first| *first <= look.now);
+    let mut following = Some(look.first);
+    while let Some(at) = slot {
+        if due.len() >= TOO_LATE_MAX && at < worth_running {
+            return (due, following, true);
+        }
+        due.push(at);
+        following = next(at);
+        slot = following.filter(|following| *following + policy.delay <= look.now);
+    }
+    (due, following, false)
+}
+
+fn misfire(due: &[DateTime<Utc>], now: DateTime<Utc>, policy: Policy) -> Vec<Planned> {
+    let worth_running = now - policy.worth_running();
+    let is_late = |slot: DateTime<Utc>| slot >= worth_running && !policy.is_on_time(slot, now);
+    let mut newer_late = due.iter().filter(|slot| is_late(**slot)).count();
+    let latest = due.last().copied();
     due.iter()
         .map(|slot| {
             let missed = |reason| Fate::Missed {
@@ -143,18 +304,20 @@ fn misfire(
                 count: 1,
                 until: *slot,
             };
-            let fate = if on_time(slot) {
-                Fate::Run
-            } else if !eligible(slot) {
+            let runs = Fate::Run {
+                after: TimeDelta::zero(),
+            };
+            let fate = if *slot < worth_running {
                 missed("too_late")
+            } else if !is_late(*slot) {
+                runs
             } else {
-                late_index += 1;
-                let newer_late = late_count - late_index;
+                newer_late -= 1;
                 match policy.misfire {
                     Misfire::Skip => missed("misfire_skip"),
-                    Misfire::RunLatest if newer_exists || newer_late > 0 => missed("superseded"),
+                    Misfire::RunLatest if latest != Some(*slot) => missed("superseded"),
                     Misfire::RunAll if newer_late >= RUN_ALL_MAX => missed("too_many"),
-                    Misfire::RunLatest | Misfire::RunAll => Fate::Run,
+                    Misfire::RunLatest | Misfire::RunAll => runs,
                 }
             };
             Planned {
@@ -165,62 +328,96 @@ fn misfire(
         .collect()
 }
 
-/// Runs planned together do not stand in each other's way: they wait for one another.
-fn overlap(fates: &mut [Planned], policy: Overlap, open: &[OpenRun]) {
-    let Some(in_the_way) = open.iter().find(|run| !run.queued).or(open.first()) else {
-        return;
+/// Runs planned together do not stand in each other's way: they wait for one another. Gives the
+/// run whose place the latest slot takes.
+fn overlap(rows: &mut [Planned], policy: Policy, open: &OpenRuns) -> Option<RunId> {
+    let by = open.in_the_way?;
+    let runs = rows.iter().filter(|row| row.fate.runs()).count();
+    let room = match policy.overlap {
+        Overlap::Skip => 0..0,
+        // The latest waits, whatever waited before.
+        Overlap::BufferOne => runs.saturating_sub(1)..runs,
+        Overlap::AllowAll => 0..policy.room(open),
     };
-    let mut room = match policy {
-        Overlap::AllowAll => return,
-        Overlap::Skip => 0,
-        Overlap::BufferOne => usize::from(open.iter().all(|run| !run.queued)),
-    };
-    for planned in fates.iter_mut().filter(|planned| planned.fate == Fate::Run) {
-        if room > 0 {
-            room -= 1;
-        } else {
-            planned.fate = Fate::Overlapped { by: in_the_way.id };
+    for (number, row) in rows.iter_mut().filter(|row| row.fate.runs()).enumerate() {
+        if !room.contains(&number) {
+            row.fate = Fate::Overlapped { by };
         }
     }
+    open.waiting
+        .filter(|_| policy.overlap == Overlap::BufferOne && runs > 0)
 }
 
-/// Runs that wait already count, although they may yet be cancelled: hence a row that says so.
-fn limit(fates: &mut [Planned], runs_left: Option<u64>) {
-    let Some(mut left) = runs_left else { return };
-    for planned in fates.iter_mut().filter(|planned| planned.fate == Fate::Run) {
+/// Runs that wait already count, although they may yet be cancelled: hence a row that says so. One
+/// that takes another's place takes no more.
+fn limit(rows: &mut [Planned], runs_left: Option<u64>, replaces: bool) {
+    let Some(left) = runs_left else { return };
+    let mut left = left.max(u64::from(replaces));
+    for row in rows.iter_mut().filter(|row| row.fate.runs()) {
         if left == 0 {
-            planned.fate = Fate::OverLimit;
+            row.fate = Fate::OverLimit;
         } else {
             left -= 1;
         }
     }
 }
 
-/// The oldest missed slots get a row each; what is over the bound shares one row.
-fn fold_missed(fates: Vec<Planned>) -> Vec<Planned> {
-    let mut rows = Vec::with_capacity(fates.len().min(2 * MISSED_ROWS_MAX));
+/// Where a late slot is caught up with, all that runs begins at even distances, oldest first, and
+/// before the next slot if that is not too dense.
+fn pace(
+    rows: &mut [Planned],
+    now: DateTime<Utc>,
+    policy: Policy,
+    following: Option<DateTime<Utc>>,
+) {
+    let running = || rows.iter().filter(|row| row.fate.runs());
+    let (Ok(count), Some(oldest)) = (i32::try_from(running().count()), running().next()) else {
+        return;
+    };
+    if policy.is_on_time(oldest.scheduled_for, now) {
+        return;
+    }
+    let until_next = following.map_or(PACE_MAX * count, |slot| slot - now);
+    let distance = TimeDelta::seconds((until_next / count).num_seconds()).clamp(PACE_MIN, PACE_MAX);
+    let mut begins = TimeDelta::zero();
+    for row in rows.iter_mut().filter(|row| row.fate.runs()) {
+        row.fate = Fate::Run { after: begins };
+        begins += distance;
+    }
+}
+
+/// The oldest missed slots get a row each; what is over the bound shares one row, whether that is
+/// of this look or of an earlier one.
+fn fold_missed(
+    planned: Vec<Planned>,
+    shared: Option<SharedRow>,
+) -> (Vec<Planned>, Option<Extension>) {
+    let mut rows: Vec<Planned> = Vec::with_capacity(planned.len().min(2 * MISSED_ROWS_MAX));
+    let mut extension = shared.map(|shared| Extension {
+        run_id: shared.run_id,
+        count: 0,
+        until: shared.until,
+    });
     let mut missed_rows = 0;
-    let mut shared: Option<usize> = None;
-    for planned in fates {
-        if !matches!(planned.fate, Fate::Missed { .. }) {
-            rows.push(planned);
-            continue;
-        }
-        if missed_rows < MISSED_ROWS_MAX {
+    for one in planned {
+        if !matches!(one.fate, Fate::Missed { .. }) {
+            rows.push(one);
+        } else if let Some(extension) = &mut extension {
+            extension.count += 1;
+            extension.until = one.scheduled_for;
+        } else if missed_rows <= MISSED_ROWS_MAX {
             missed_rows += 1;
-            rows.push(planned);
-        } else if let Some(Fate::Missed { count, until, .. }) = shared
-            .and_then(|index: usize| rows.get_mut(index))
-            .map(|row| &mut row.fate)
+            rows.push(one);
+        } else if let Some(Planned {
+            fate: Fate::Missed { count, until, .. },
+            ..
+        }) = rows.last_mut()
         {
             *count += 1;
-            *until = planned.scheduled_for;
-        } else {
-            shared = Some(rows.len());
-            rows.push(planned);
+            *until = one.scheduled_for;
         }
     }
-    rows
+    (rows, extension.filter(|extension| extension.count > 0))
 }
 
 #[cfg(test)]

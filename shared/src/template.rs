@@ -36,7 +36,7 @@ pub const PREVIOUS_BYTES_MAX: usize = 256 * 1024;
 /// Steps of one rendering, about one for each name, operator and filter that is passed.
 const FUEL: u64 = 50_000;
 /// What a rendering may take by the clock, should its steps be dear ones.
-const RENDER_MS_MAX: u64 = 2_000;
+const RENDER_TIME_MAX: Duration = Duration::from_secs(2);
 /// The name under which minijinja knows the one template of an environment.
 const NAME: &str = "template";
 
@@ -140,11 +140,24 @@ impl Template {
     ///
     /// [`TemplateError`], when the values do not suit the template or a limit is reached.
     pub fn render(&self, values: &Values<'_>) -> Result<String, TemplateError> {
+        self.render_within(values, RENDER_TIME_MAX)
+    }
+
+    /// Renders the text if that takes no longer than `time`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Template::render`]; [`TemplateError::TooMuchWork`] may be due to `time` alone.
+    pub fn render_within(
+        &self,
+        values: &Values<'_>,
+        time: Duration,
+    ) -> Result<String, TemplateError> {
         let previous = values.previous_output.unwrap_or_default();
         if self.uses_previous_output && previous.len() > PREVIOUS_BYTES_MAX {
             return Err(TemplateError::PreviousTooLong);
         }
-        let deadline = Instant::now() + Duration::from_millis(RENDER_MS_MAX);
+        let deadline = Instant::now() + time.min(RENDER_TIME_MAX);
         let mut output = Bounded::new(Some(deadline));
         let rendered = self.environment.get_template(NAME).and_then(|template| {
             let root = minijinja::Value::from_object(Root::new(values, previous, deadline));

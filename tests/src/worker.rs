@@ -12,15 +12,16 @@ use shared::db::{
     Db, DbError, TenantTx,
     deliveries::{self, DeliveryClaim, LockedDelivery, RunEnd, Settled},
     runs::{
-        self, AfterFailure, Answer, Claim, DuePrompt, Failure, Intent, LockedRun, NewDelivery,
-        NextStep, Recorded, Tokens,
+        self, AfterFailure, Answer, Claim, DuePrompt, DueSlots, Failure, FailureWriting, Intent,
+        LockedRun, NewDelivery, NextStep, Recorded, Tokens, Writing,
     },
 };
 use shared::destination::Kind;
 use shared::ids::{DeliveryId, PromptId, RunId, TenantId};
+use shared::jitter;
 use shared::prompt::{Misfire, Overlap};
 use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
-use shared::slots::{self, Fate, Plan, Policy};
+use shared::slots::{self, Dropped, Plan, Policy};
 
 /// A lease that outlives any test.
 pub const LONG_MS: i64 = 600_000;
@@ -40,37 +41,46 @@ pub fn intent(lease_ms: i64) -> Intent {
     }
 }
 
-/// The plan of a prompt that has a slot each minute, by the policies in its spec.
+/// The policies in a prompt's spec.
 #[must_use]
-pub fn plan(due: &DuePrompt) -> Plan {
-    plan_until(due, None)
-}
-
-/// The same, of a schedule that ends.
-#[must_use]
-pub fn plan_until(due: &DuePrompt, end: Option<DateTime<Utc>>) -> Plan {
-    let word = |name: &str| due.spec.get(name).and_then(Value::as_str);
-    let policy = Policy {
-        overlap: overlap(due),
+pub fn policy(due: &DuePrompt) -> Policy {
+    let spec = &due.slots.spec;
+    let word = |name: &str| spec.get(name).and_then(Value::as_str);
+    let number = |name: &str| {
+        let number = spec.get(name).and_then(Value::as_u64);
+        number.and_then(|number| u32::try_from(number).ok())
+    };
+    let jitter_minutes = number("jitter_minutes").unwrap_or(0);
+    Policy {
+        overlap: match word("overlap") {
+            Some("skip") => Overlap::Skip,
+            Some("buffer_one") => Overlap::BufferOne,
+            _ => Overlap::AllowAll,
+        },
+        overlap_runs_max: number("overlap_runs_max").unwrap_or(3),
         misfire: match word("misfire") {
             Some("skip") => Misfire::Skip,
             Some("run_latest") => Misfire::RunLatest,
             _ => Misfire::RunAll,
         },
-        catchup_window_s: 900,
+        catchup_window_s: number("catchup_window_s").unwrap_or(900),
+        jitter: TimeDelta::minutes(jitter_minutes.into()),
+        delay: jitter::delay(due.prompt_id, jitter_minutes),
         runs_left: due.runs_left,
-    };
-    slots::plan(due.next_run_at, due.now, policy, &due.open, |after| {
-        Some(after + TimeDelta::minutes(1)).filter(|slot| end.is_none_or(|end| *slot <= end))
-    })
+    }
 }
 
-fn overlap(due: &DuePrompt) -> Overlap {
-    match due.spec.get("overlap").and_then(Value::as_str) {
-        Some("skip") => Overlap::Skip,
-        Some("buffer_one") => Overlap::BufferOne,
-        _ => Overlap::AllowAll,
-    }
+/// A schedule with a slot at each whole minute of UTC that its step, in minutes, divides; a spec's
+/// `"metadata": {"step": 5}` names another than 1.
+pub fn next_slot(spec: &Value) -> impl Fn(DateTime<Utc>) -> Option<DateTime<Utc>> + use<> {
+    let step = spec["metadata"]["step"].as_i64().unwrap_or(1) * 60;
+    move |after| DateTime::from_timestamp((after.timestamp().div_euclid(step) + 1) * step, 0)
+}
+
+/// The plan of a prompt, by the policies in its spec.
+#[must_use]
+pub fn plan(due: &DuePrompt) -> Plan {
+    slots::plan(due.look(), policy(due), next_slot(&due.slots.spec))
 }
 
 /// Plans the due slots of a prompt and claims the first that may run now.
@@ -89,14 +99,25 @@ pub async fn fire(
         return Ok(None);
     };
     let plan = plan(&due);
-    let runs = plan.rows.iter().any(|row| row.fate == Fate::Run);
-    let must_wait = overlap(&due) != Overlap::AllowAll && due.open.iter().any(|run| !run.queued);
+    let begins = plan.begins(policy(&due), &due.open);
     let intent = intent(lease_ms);
-    let claim = (runs && !must_wait && due.has_capacity).then(|| (RunId::new(), &intent));
-    let attempts_max = due.spec.get("max_retries").and_then(Value::as_i64);
-    let attempts_max = attempts_max.map_or(1, |retries| retries + 1);
-    let attempts_max = i32::try_from(attempts_max).unwrap_or(1);
-    runs::write_plan(tx, &due, &plan, attempts_max, claim).await
+    let retries = due.slots.spec.get("max_retries").and_then(Value::as_i64);
+    let attempts_max = retries.map_or(1, |retries| retries + 1);
+    let next = next_slot(&due.slots.spec);
+    let behind = plan.next.filter(|_| due.next_is_last);
+    let writing = Writing {
+        plan: &plan,
+        attempts_max: i32::try_from(attempts_max).unwrap_or(1),
+        run_id: RunId::new(),
+        intent: begins.filter(|_| due.has_capacity).map(|_| &intent),
+        dropped: behind.and_then(|first| slots::dropped(first, due.now, next)),
+    };
+    runs::write_plan(tx, &due, &writing).await
+}
+
+fn dropped(due: Option<&DueSlots>, now: DateTime<Utc>) -> Option<Dropped> {
+    let due = due?;
+    slots::dropped(due.first, now, next_slot(&due.spec))
 }
 
 /// What became of a run that was looked at.
@@ -106,6 +127,8 @@ pub enum Looked {
     Claimed(Claim),
     /// Its claimant vanished during the last try, and it was failed.
     GaveUp,
+    /// Others took the tenant's last free place.
+    NoPlace,
     /// Anything else.
     Other(NextStep),
     /// There is none.
@@ -129,12 +152,13 @@ pub async fn resume(
     };
     match locked.next {
         NextStep::Claim => {
-            let claim = runs::claim(tx, &locked, &intent(lease_ms)).await?;
-            return Ok(Looked::Claimed(claim));
+            let over_limit = dropped(locked.due_at_last.as_ref(), locked.now);
+            let claim = runs::claim(tx, &locked, &intent(lease_ms), over_limit).await?;
+            return Ok(claim.map_or(Looked::NoPlace, Looked::Claimed));
         }
         NextStep::Leave => tx.commit().await?,
         NextStep::Defer => runs::defer(tx, &locked, DEFER_MS).await?,
-        NextStep::SkipLimit => runs::skip_over_limit(tx, &locked).await?,
+        NextStep::Skip(reason) => runs::skip(tx, &locked, reason).await?,
         NextStep::Cancel(reason) => {
             runs::cancel_queued(&tx, locked.prompt_id, reason).await?;
             tx.commit().await?;
@@ -181,7 +205,15 @@ pub async fn fail(
 ) -> Result<Recorded, DbError> {
     let tx = db.tenant(claim.tenant_id).await?;
     let recorded = runs::record_failure(&tx, claim, failure).await?;
-    runs::finish_failure(tx, claim, &recorded, failure, attempt_status, &[], LONG_MS).await?;
+    let pauses = recorded.pauses && failure.then.ends();
+    let due = dropped(recorded.due_at_pause.as_ref(), recorded.now).filter(|_| pauses);
+    let writing = FailureWriting {
+        attempt_status,
+        notices: &[],
+        lease_ms: LONG_MS,
+        dropped: due,
+    };
+    runs::finish_failure(tx, claim, &recorded, failure, &writing).await?;
     Ok(recorded)
 }
 
@@ -296,7 +328,8 @@ pub async fn settle_as(
 ) -> Result<RunEnd, DbError> {
     let tx = db.tenant(claim.tenant_id).await?;
     let end = deliveries::settle(&tx, claim, settled).await?;
-    deliveries::finish(tx, claim, settled, &end, &[], LONG_MS).await?;
+    let due = dropped(end.due_at_pause.as_ref(), end.now).filter(|_| end.pauses);
+    deliveries::finish(tx, claim, settled, &end, &[], LONG_MS, due).await?;
     Ok(end)
 }
 

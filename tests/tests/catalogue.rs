@@ -44,12 +44,10 @@ const LOOK_ACROSS: [&str; 5] = [
 ];
 
 /// Indexes that those functions need, because they do not know the tenant.
-const INDEXES_ACROSS: [&str; 6] = [
+const INDEXES_ACROSS: [&str; 4] = [
     "api_keys_system",
     "deliveries_system_due",
-    "deliveries_system_leased",
-    "scheduled_prompt_runs_system_leased",
-    "scheduled_prompt_runs_system_queued",
+    "scheduled_prompt_runs_system_due",
     "scheduled_prompts_system_due",
 ];
 

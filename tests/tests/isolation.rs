@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use shared::api_key::Role;
 use shared::db::{
@@ -18,10 +18,12 @@ use shared::db::{
     health,
     history::{self, RunFilter, RunPage},
     idempotency::{self, Begin},
+    looks,
     migrate::{self, RolePasswords},
-    prompts::{self, DroppedSlots, NewPrompt, NewSpec, NewStatus, Order, PromptStatus, Sort},
+    preview,
+    prompts::{self, NewPrompt, NewSpec, NewStatus, Order, PromptStatus, Sort},
     retention,
-    runs::{self, AfterFailure, Changed, Enqueue},
+    runs::{self, AfterFailure, Changed, Enqueue, FailureWriting, Writing},
     system,
     tenants::{self, Changes, NewTenant, TenantStatus},
 };
@@ -29,6 +31,7 @@ use shared::ids::{ApiKeyId, PromptId, RunId, TenantId, UserId};
 use shared::message::WakeUp;
 use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
 use shared::secret::Secret;
+use shared::slots::Dropped;
 use tests::stage::{self, config, role_url, spec};
 use tests::tap::Tap;
 use tests::worker::{LONG_MS, answer, failure, intent, plan, settled};
@@ -101,6 +104,7 @@ async fn case(function: &str, world: &World) {
         "deliveries" => delivery_case(name, world).await,
         "history" => history_case(name, world).await,
         "idempotency" => idempotency_case(name, world).await,
+        "preview" => preview_case(name, world).await,
         "prompts" => match name {
             "insert" | "replace" | "set_status" | "tombstone" | "drop_slots" => {
                 prompt_write_case(name, world).await;
@@ -111,7 +115,7 @@ async fn case(function: &str, world: &World) {
             "enqueue" | "cancel" | "cancel_queued" | "retry" => {
                 run_request_case(name, world).await;
             }
-            "lock_due" | "write_plan" | "lock" | "claim" | "defer" | "skip_over_limit" => {
+            "lock_due" | "write_plan" | "lock" | "claim" | "defer" | "skip" => {
                 run_claim_case(name, world).await;
             }
             _ => run_record_case(name, world).await,
@@ -202,7 +206,7 @@ async fn delivery_case(name: &str, world: &World) {
                 .await
                 .unwrap();
             let tx = world.a().await;
-            deliveries::finish(tx, &b.sending, &all_well, &end, &[], LONG_MS)
+            deliveries::finish(tx, &b.sending, &all_well, &end, &[], LONG_MS, None)
                 .await
                 .unwrap_err();
         }
@@ -309,6 +313,33 @@ async fn idempotency_case(name: &str, world: &World) {
     }
 }
 
+async fn preview_case(name: &str, world: &World) {
+    let (tx, b) = (world.a().await, &world.b);
+    match name {
+        "basis" => {
+            let basis = preview::basis(&tx, Some(b.due)).await.unwrap();
+            assert_eq!(basis.past, None);
+            tx.rollback().await.unwrap();
+            let own = preview::basis(&world.a().await, Some(world.a.due)).await;
+            assert!(own.unwrap().past.is_some_and(|past| past.run_count > 0));
+        }
+        "conflicts" => {
+            let slot = DateTime::from_timestamp(4_000_000_020, 0).unwrap();
+            for _ in 0..12 {
+                stage::prompt(world.db(), world.a.tenant, &json!({}), Some(slot))
+                    .await
+                    .unwrap();
+            }
+            let own = preview::conflicts(tx, &[slot], None).await.unwrap();
+            assert_eq!(own, [(slot, 12)]);
+            let of_b = world.stage.tx(b.tenant.id).await.unwrap();
+            let found = preview::conflicts(of_b, &[slot], None).await.unwrap();
+            assert_eq!(found, []);
+        }
+        _ => no_case("preview", name),
+    }
+}
+
 async fn prompt_read_case(name: &str, world: &World) {
     let (tx, b) = (world.a().await, &world.b);
     let actives = "SELECT count(*) FROM scheduled_prompts p JOIN tenants t ON t.id = p.tenant_id
@@ -403,14 +434,13 @@ async fn prompt_write_case(name: &str, world: &World) {
             tx.commit().await.unwrap();
         }
         "drop_slots" => {
-            let slots = DroppedSlots {
-                id: b.due,
+            let slots = Dropped {
                 first: Utc::now(),
                 last: Utc::now(),
                 count: 1,
-                reason: "paused",
             };
-            assert_eq!(prompts::drop_slots(&tx, &slots).await.unwrap(), 0);
+            let dropped = prompts::drop_slots(&tx, b.due, slots, "paused").await;
+            assert_eq!(dropped.unwrap(), 0);
             tx.commit().await.unwrap();
         }
         _ => no_case("prompts", name),
@@ -428,8 +458,14 @@ async fn run_claim_case(name: &str, world: &World) {
             let due = world.due_of_b().await;
             let (plan, intent) = (plan(&due), intent(LONG_MS));
             assert!(!plan.rows.is_empty());
-            let claim = Some((RunId::new(), &intent));
-            runs::write_plan(world.a().await, &due, &plan, 1, claim)
+            let writing = Writing {
+                plan: &plan,
+                attempts_max: 1,
+                run_id: RunId::new(),
+                intent: Some(&intent),
+                dropped: None,
+            };
+            runs::write_plan(world.a().await, &due, &writing)
                 .await
                 .unwrap_err();
         }
@@ -439,9 +475,8 @@ async fn run_claim_case(name: &str, world: &World) {
         }
         "claim" => {
             let locked = world.run_of_b().await;
-            runs::claim(world.a().await, &locked, &intent(LONG_MS))
-                .await
-                .unwrap_err();
+            let claim = runs::claim(world.a().await, &locked, &intent(LONG_MS), None).await;
+            assert_eq!(claim.unwrap(), None);
         }
         "defer" => {
             let locked = world.run_of_b().await;
@@ -449,9 +484,9 @@ async fn run_claim_case(name: &str, world: &World) {
                 .await
                 .unwrap();
         }
-        "skip_over_limit" => {
+        "skip" => {
             let locked = world.run_of_b().await;
-            runs::skip_over_limit(world.a().await, &locked)
+            runs::skip(world.a().await, &locked, "max_runs")
                 .await
                 .unwrap();
         }
@@ -507,7 +542,13 @@ async fn run_record_case(name: &str, world: &World) {
                 .of_b(async |b| runs::record_failure(b, claim, &failed).await)
                 .await
                 .unwrap();
-            runs::finish_failure(tx, claim, &recorded, &failed, "error", &[], 1)
+            let writing = FailureWriting {
+                attempt_status: "error",
+                notices: &[],
+                lease_ms: 1,
+                dropped: None,
+            };
+            runs::finish_failure(tx, claim, &recorded, &failed, &writing)
                 .await
                 .unwrap_err();
         }
@@ -618,6 +659,25 @@ async fn tenant_case(name: &str, world: &World) {
 
 async fn other_case(function: &str, world: &World) {
     match function {
+        "looks::put_off" => {
+            let (tenant_id, b) = (world.a.tenant.id, &world.b);
+            for wake_up in [
+                WakeUp::Prompt {
+                    tenant_id,
+                    prompt_id: b.due,
+                },
+                WakeUp::Run {
+                    tenant_id,
+                    run_id: b.queued,
+                },
+                WakeUp::Delivery {
+                    tenant_id,
+                    delivery_id: b.waiting,
+                },
+            ] {
+                looks::put_off(world.a().await, wake_up).await.unwrap();
+            }
+        }
         "health::latency" => drop(health::latency(world.db()).await.unwrap()),
         "migrate::run" => {
             let url = Secret::new(database_url(&world.stage.name));

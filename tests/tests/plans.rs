@@ -18,13 +18,15 @@ use shared::db::{
     history::{self, RunFilter, RunPage},
     idempotency,
     migrate::{self, RolePasswords},
-    prompts::{self, DroppedSlots, NewSpec, NewStatus, Order, PromptStatus, Sort},
+    preview,
+    prompts::{self, NewSpec, NewStatus, Order, PromptStatus, Sort},
     retention,
     runs::{self, AfterFailure, Changed},
     system, tenants,
 };
 use shared::run::RunStatus;
 use shared::secret::Secret;
+use shared::slots::Dropped;
 use tests::stage::{Stage, migrations_hash, spec};
 use tests::tap::Tap;
 use tests::worker::{LONG_MS, fail, failure, take_delivery};
@@ -140,6 +142,9 @@ async fn call_the_rest(world: &World) {
     tenants::set_status(&tx, tenants::TenantStatus::Suspended)
         .await
         .unwrap();
+    tenants::set_status(&tx, tenants::TenantStatus::Active)
+        .await
+        .unwrap();
     tenants::rotate_webhook_secret(&tx, b"new").await.unwrap();
     auth::revoke_key(&tx, a.key).await.unwrap();
     tx.commit().await.unwrap();
@@ -205,6 +210,9 @@ async fn read_everything(world: &World) {
     }
     prompts::get(tx().await, a.due).await.unwrap();
     prompts::limits(tx().await).await.unwrap();
+    let look = tx().await;
+    preview::basis(&look, Some(a.due)).await.unwrap();
+    preview::conflicts(look, &[Utc::now()], None).await.unwrap();
     system::find_api_key(&stage.db, a.key).await.unwrap();
     system::tenants(&stage.db, None, 10).await.unwrap();
     system::due_prompts(&stage.db, 10).await.unwrap();
@@ -219,14 +227,12 @@ async fn change_prompts(world: &World) {
     prompts::limits_to_create(&tx, tenant.user).await.unwrap();
     prompts::get_to_change(&tx, id).await.unwrap();
     prompts::get_to_resume(&tx, id).await.unwrap();
-    let slots = DroppedSlots {
-        id,
+    let slots = Dropped {
         first: Utc::now(),
         last: Utc::now(),
         count: 1,
-        reason: "paused",
     };
-    prompts::drop_slots(&tx, &slots).await.unwrap();
+    prompts::drop_slots(&tx, id, slots, "paused").await.unwrap();
     let change = NewSpec {
         id,
         version: 1,
@@ -258,7 +264,7 @@ async fn change_runs(world: &World) {
         if defers {
             runs::defer(look, &locked, 0).await.unwrap();
         } else {
-            runs::skip_over_limit(look, &locked).await.unwrap();
+            runs::skip(look, &locked, "max_runs").await.unwrap();
         }
     }
     runs::renew(tx().await, &a.running, LONG_MS).await.unwrap();
@@ -480,9 +486,11 @@ fn values(title: &str) -> Option<String> {
         ("history" | "prompts", name) if name.starts_with("list_") || name.starts_with("runs_") => {
             list_values(name)
         }
+        ("preview", "conflicts") => "'{2026-01-01T00:00:00Z}', NULL, 100, 10".to_owned(),
         ("prompts", "limits") => user,
         ("prompts", "lock_active") | ("tenants", "get" | "webhook_secrets") => tenant,
         ("history", "prompt_exists")
+        | ("preview", "past")
         | ("prompts", "get" | "get_to_change" | "lock")
         | ("runs", "due" | "lock_due" | "lock_prompt" | "open_of_prompt") => prompt,
         ("deliveries", "lock_prompt" | "outcome_of_run")

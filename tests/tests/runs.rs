@@ -22,7 +22,7 @@ use shared::db::{
     Db, DbError,
     deliveries::{self, DeliveryClaim, Redeliver},
     history, prompts,
-    runs::{self, AfterFailure, Changed, Claim, Enqueue, NextStep},
+    runs::{self, AfterFailure, Changed, Claim, Enqueue, FailureWriting, NextStep},
     tenants::{self, Changes, TenantStatus},
 };
 use shared::ids::{DeliveryId, PromptId, RunId};
@@ -105,7 +105,7 @@ impl Scene {
     async fn claim(&self, run: RunId, lease_ms: i64) -> Claim {
         match self.look(run, lease_ms).await {
             Looked::Claimed(claim) => claim,
-            other @ (Looked::GaveUp | Looked::Other(_) | Looked::NoRun) => panic!("{other:?}"),
+            other @ (Looked::GaveUp | Looked::NoPlace | Looked::Other(_) | Looked::NoRun) => panic!("{other:?}"),
         }
     }
 
@@ -712,7 +712,7 @@ async fn concurrent_runs_max_is_exact_with_several_workers() {
         .into_iter()
         .filter_map(|one| match one {
             Looked::Claimed(claim) => Some(claim),
-            Looked::GaveUp | Looked::Other(_) | Looked::NoRun => None,
+            Looked::GaveUp | Looked::NoPlace | Looked::Other(_) | Looked::NoRun => None,
         })
         .chain(fired)
         .collect();
@@ -924,46 +924,84 @@ async fn a_retry_takes_back_the_failure_that_it_repeats() {
 }
 
 #[tokio::test]
-async fn each_end_in_failure_has_a_notice_of_its_own() {
+async fn a_run_has_one_notice_of_its_failure_and_each_pause_has_one() {
     let scene = Scene::new().await;
     let prompt = scene
-        .prompt(&json!({"notification_email": "a@b.example"}))
+        .prompt(&json!({"notification_email": "a@b.example", "pause_after_failures": 2}))
         .await;
     let mut claim = scene.claimed(prompt, LONG_MS).await;
+    // A retry takes its failure back: the prompt never gets to two.
+    for kept in [1, 0, 0] {
+        assert_eq!(fails_with(&scene, &claim, "failure_notice").await, kept);
+        assert_eq!(scene.retry(claim.run_id).await, Changed::Done);
+        claim = scene.claim(claim.run_id, LONG_MS).await;
+    }
+    let other = scene.claimed(prompt, LONG_MS).await;
+    assert_eq!(fails_with(&scene, &other, "failure_notice").await, 1);
     for _ in 0..2 {
-        let mut notice = new_delivery(0, "a@b.example");
-        notice.purpose = "failure_notice";
-        let failed = failure("broken", FAILED);
-        let tx = scene.stage.tx(scene.tenant.id).await.unwrap();
-        let recorded = runs::record_failure(&tx, &claim, &failed).await.unwrap();
-        assert_eq!(recorded.notice().to, Some("a@b.example"));
-        runs::finish_failure(tx, &claim, &recorded, &failed, "error", &[&notice], LONG_MS)
-            .await
-            .unwrap();
-        // What the claimant now sends is on record, under the id that it sends.
-        let sent = tests::worker::held(&claim, &notice);
-        settle(scene.db(), &sent, DeliveryStatus::Delivered)
-            .await
-            .unwrap();
+        assert_eq!(fails_with(&scene, &claim, "paused_notice").await, 1);
+        assert_eq!(scene.counters(prompt).await["status"], "paused");
+        scene.resume_prompt(prompt).await;
+        assert_eq!(scene.counters(prompt).await["consecutive_failures"], 0);
+        let other = scene.claimed(prompt, LONG_MS).await;
+        scene.fails(&other).await;
         assert_eq!(scene.retry(claim.run_id).await, Changed::Done);
         claim = scene.claim(claim.run_id, LONG_MS).await;
     }
     let tx = scene.stage.tx(scene.tenant.id).await.unwrap();
-    let notices = history::deliveries(tx, claim.run_id)
-        .await
+    let notices = history::deliveries(tx, claim.run_id).await.unwrap();
+    let of_run: Vec<_> = notices
         .unwrap()
-        .unwrap();
-    let kept: Vec<_> = notices
-        .iter()
-        .map(|one| (one.position, one.status))
+        .into_iter()
+        .map(|one| (one.purpose, one.position))
         .collect();
-    assert_eq!(
-        kept,
-        [
-            (0, DeliveryStatus::Delivered),
-            (1, DeliveryStatus::Delivered)
-        ]
-    );
+    let expected = [("failure_notice", 0), ("paused_notice", 0), ("paused_notice", 1)];
+    assert_eq!(of_run, expected.map(|(purpose, at)| (purpose.to_owned(), at)));
+}
+
+/// The run fails with a notice of that sort: gives how many are sent.
+async fn fails_with(scene: &Scene, claim: &Claim, purpose: &'static str) -> usize {
+    let mut notice = new_delivery(0, "a@b.example");
+    notice.purpose = purpose;
+    let failed = failure("broken", FAILED);
+    let tx = scene.stage.tx(scene.tenant.id).await.unwrap();
+    let recorded = runs::record_failure(&tx, claim, &failed).await.unwrap();
+    assert_eq!(recorded.notice().to, Some("a@b.example"));
+    assert_eq!(recorded.pauses, purpose == "paused_notice");
+    let writing = FailureWriting {
+        attempt_status: "error",
+        notices: &[&notice],
+        lease_ms: LONG_MS,
+        dropped: None,
+    };
+    let kept = runs::finish_failure(tx, claim, &recorded, &failed, &writing).await;
+    let kept = kept.unwrap();
+    for id in &kept {
+        // What the claimant now sends is on record, under the id that it sends.
+        assert_eq!(*id, notice.id);
+        let sent = tests::worker::held(claim, &notice);
+        settle(scene.db(), &sent, DeliveryStatus::Delivered)
+            .await
+            .unwrap();
+    }
+    kept.len()
+}
+
+impl Scene {
+    async fn resume_prompt(&self, prompt: PromptId) {
+        let tx = self.stage.tx(self.tenant.id).await.unwrap();
+        let (_, found) = prompts::get_to_resume(&tx, prompt).await.unwrap().unwrap();
+        let change = prompts::NewStatus {
+            id: prompt,
+            version: found.version,
+            status: prompts::PromptStatus::Active,
+            reason: None,
+            note: None,
+            next_run_at: None,
+        };
+        prompts::set_status(&tx, &change).await.unwrap();
+        tx.commit().await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -27,7 +27,7 @@ use crate::{
         self, DeliveryError, Disposition, Outgoing, Sent, Target,
         render::{self, FailureFacts, RenderError, Rendered, RunFacts},
     },
-    job::Job,
+    job::{Job, dropped_at_pause},
     lease,
 };
 
@@ -56,8 +56,8 @@ pub(crate) fn prepare(
             let id = DeliveryId::new();
             let rendered = match destination {
                 Destination::Email(email) => {
-                    let subject = job.subject(email.subject());
-                    render::email(&facts, id, email, subject.as_deref(), &executor.from)
+                    let subject = usize::try_from(position).ok().and_then(|at| job.subject(at));
+                    render::email(&facts, id, email, subject, &executor.from)
                 }
                 Destination::Webhook(webhook) => render::webhook(&facts, webhook),
                 Destination::Storage => Ok(render::storage(&facts).moved_to(stored_key)),
@@ -391,7 +391,8 @@ async fn settle(
     let mut notices = notices_of_end(executor, claim, &end);
     let rows = notices.iter().map(|one| &one.row).collect::<Vec<_>>();
     let lease_ms = executor.lease_ms();
-    let kept = deliveries::finish(tx, claim, &settled, &end, &rows, lease_ms).await?;
+    let dropped = dropped_at_pause(end.pauses, end.due_at_pause.as_ref(), end.now);
+    let kept = deliveries::finish(tx, claim, &settled, &end, &rows, lease_ms, dropped).await?;
     notices.retain(|one| kept.contains(&one.row.id));
     log(claim, &settled, &end);
     // A notice's own end has no notice: this goes one level deep.

@@ -1,13 +1,18 @@
 //! What a claimed run is to do: its prompt's version, its slot, and the texts rendered for it.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use shared::{
-    db::DbError,
+    db::{DbError, runs::DueSlots},
+    destination::Destination,
+    exclusion::NO_HOLIDAYS,
     ids::RunId,
     prompt::PromptSpec,
     run::RunTrigger,
-    template::{Template, Values},
+    slots::{self, Dropped},
+    template::{Template, TemplateError, Values},
 };
 
 /// A run's work, before its model is called.
@@ -20,6 +25,15 @@ pub(crate) struct Job {
     /// What the model is given, or why a template gave no text.
     pub(crate) texts: Result<Texts, String>,
     previous_output: Option<String>,
+    subjects: Vec<Option<String>>,
+}
+
+/// What came of a rendering that had little time.
+pub(crate) enum Rendered {
+    /// The texts are there, or their fault is known.
+    Ready(Job),
+    /// It takes longer.
+    TooSlow(Job),
 }
 
 /// What a model is given.
@@ -44,35 +58,77 @@ impl Job {
             trigger,
             texts: Ok(Texts::default()),
             previous_output: None,
+            subjects: Vec::new(),
         })
     }
 
-    /// Renders the texts, or takes over what an earlier try was given.
-    pub(crate) async fn render(
-        mut self,
-        previous_output: Option<String>,
-        earlier: Option<Texts>,
-    ) -> Result<Self, DbError> {
+    /// With the output of the prompt's last success.
+    pub(crate) fn after(mut self, previous_output: Option<String>) -> Self {
         self.previous_output = previous_output;
-        if let Some(earlier) = earlier {
-            self.texts = Ok(earlier);
-            return Ok(self);
-        }
-        // A template may work for up to two seconds, which must not hold up other runs.
-        tokio::task::spawn_blocking(move || {
-            self.texts = self.rendered();
-            self
+        self
+    }
+
+    /// With what an earlier try was given.
+    pub(crate) fn again(mut self, texts: Texts) -> Self {
+        self.texts = Ok(texts);
+        self
+    }
+
+    /// Renders the texts, if that takes no longer than `time`: others wait for what is locked
+    /// meanwhile.
+    pub(crate) async fn render_within(self, time: Duration) -> Result<Rendered, DbError> {
+        self.blocking(move |job| match job.rendered(Some(time)) {
+            Err(Unrendered::Template(TemplateError::TooMuchWork)) => Rendered::TooSlow(job),
+            texts => Rendered::Ready(job.with(texts)),
         })
         .await
-        .map_err(|_panic| DbError::Stored {
-            what: "prompt",
-            detail: "rendering panicked".to_owned(),
-        })
     }
 
-    /// An email's subject; `None` where the destination has none of its own.
-    pub(crate) fn subject(&self, text: Option<&str>) -> Option<String> {
-        self.text(text?).ok()
+    /// Renders the texts. May take two seconds for each, so nothing may be locked.
+    pub(crate) async fn render(self) -> Result<Self, DbError> {
+        self.blocking(|job| {
+            let texts = job.rendered(None);
+            job.with(texts)
+        })
+        .await
+    }
+
+    /// A template's work must not hold up other runs.
+    async fn blocking<T: Send + 'static>(
+        self,
+        work: impl FnOnce(Self) -> T + Send + 'static,
+    ) -> Result<T, DbError> {
+        tokio::task::spawn_blocking(move || work(self))
+            .await
+            .map_err(|_panic| DbError::Stored {
+                what: "prompt",
+                detail: "rendering panicked".to_owned(),
+            })
+    }
+
+    fn with(mut self, texts: Result<Texts, Unrendered>) -> Self {
+        self.texts = texts.map_err(|error| error.to_string());
+        self
+    }
+
+    /// Renders the subjects of its emails, of which each may take two seconds.
+    pub(crate) async fn with_subjects(self) -> Result<Self, DbError> {
+        self.blocking(|mut job| {
+            let destinations = job.spec.destinations().iter();
+            job.subjects = destinations
+                .map(|destination| match destination {
+                    Destination::Email(email) => job.text(email.subject()?, None).ok(),
+                    Destination::Webhook(_) | Destination::Storage => None,
+                })
+                .collect();
+            job
+        })
+        .await
+    }
+
+    /// An email's subject, by the destination's position; `None` where it has none of its own.
+    pub(crate) fn subject(&self, position: usize) -> Option<&str> {
+        self.subjects.get(position)?.as_deref()
     }
 
     /// The slot; `None` for a run that somebody asked for.
@@ -97,34 +153,65 @@ impl Job {
         })
     }
 
-    fn rendered(&self) -> Result<Texts, String> {
+    fn rendered(&self, time: Option<Duration>) -> Result<Texts, Unrendered> {
         Ok(Texts {
-            input: self.text(self.spec.prompt_text())?,
+            input: self.text(self.spec.prompt_text(), time)?,
             system: self
                 .spec
                 .system_text()
-                .map(|text| self.text(text))
+                .map(|text| self.text(text, time))
                 .transpose()?,
         })
     }
 
-    fn text(&self, text: &str) -> Result<String, String> {
+    fn text(&self, text: &str, time: Option<Duration>) -> Result<String, Unrendered> {
         // The text was checked when it was saved: only another version of the parser can find a
         // fault in it now.
         let template = Template::parse(text).map_err(|faults| {
             let first = faults.into_iter().next();
-            first.map_or_else(String::new, |fault| fault.detail)
+            Unrendered::Fault(first.map_or_else(String::new, |fault| fault.detail))
         })?;
-        template
-            .render(&Values {
-                scheduled_for: self.scheduled_for,
-                timezone: self.spec.schedule().timezone(),
-                context: self.spec.context(),
-                previous_output: self.previous_output.as_deref(),
-                run_id: self.run_id,
-            })
-            .map_err(|error| error.to_string())
+        let values = Values {
+            scheduled_for: self.scheduled_for,
+            timezone: self.spec.schedule().timezone(),
+            context: self.spec.context(),
+            previous_output: self.previous_output.as_deref(),
+            run_id: self.run_id,
+        };
+        let rendered = match time {
+            Some(time) => template.render_within(&values, time),
+            None => template.render(&values),
+        };
+        Ok(rendered?)
     }
+}
+
+/// Why there is no text.
+#[derive(Debug, thiserror::Error)]
+enum Unrendered {
+    /// The template does not parse.
+    #[error("{0}")]
+    Fault(String),
+    /// It does not render.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+}
+
+/// What a pause takes away, if this is one.
+pub(crate) fn dropped_at_pause(
+    pauses: bool,
+    due: Option<&DueSlots>,
+    now: DateTime<Utc>,
+) -> Option<Dropped> {
+    due.filter(|_| pauses).and_then(|due| dropped(due, now))
+}
+
+/// What is due of a prompt. Of one whose stored text cannot be read, that is its first slot.
+pub(crate) fn dropped(due: &DueSlots, now: DateTime<Utc>) -> Option<Dropped> {
+    let spec = stored_spec(&due.spec).ok();
+    slots::dropped(due.first, now, |after| {
+        spec.as_ref()?.next_slot(after, &NO_HOLIDAYS)
+    })
 }
 
 pub(crate) fn stored_spec(value: &Value) -> Result<PromptSpec, DbError> {

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use lettre::message::Mailbox;
 use shared::{
-    db::{Db, DbError},
+    db::{Db, DbError, looks},
     message::WakeUp,
     price::Catalog,
     seal::Sealer,
 };
+use tracing::warn;
 
 use crate::{deliver::Sender, model::Models};
 
@@ -48,6 +49,16 @@ impl Executor {
     /// When the database does not answer. Nothing is lost: what was claimed comes back when its
     /// lease ends, and the sweeper finds the rest.
     pub async fn handle(&self, wake_up: WakeUp) -> Result<(), DbError> {
+        let looked = self.look(wake_up).await;
+        if looked.is_err()
+            && let Err(error) = self.put_off(wake_up).await
+        {
+            warn!(%error, "failed look not put off; the next sweep finds it again");
+        }
+        looked
+    }
+
+    async fn look(&self, wake_up: WakeUp) -> Result<(), DbError> {
         match wake_up {
             WakeUp::Prompt {
                 tenant_id,
@@ -59,6 +70,14 @@ impl Executor {
                 delivery_id,
             } => deliveries::resume(self, tenant_id, delivery_id).await,
         }
+    }
+
+    /// What cannot be looked at must not fill every sweep.
+    async fn put_off(&self, wake_up: WakeUp) -> Result<(), DbError> {
+        let (WakeUp::Prompt { tenant_id, .. }
+        | WakeUp::Run { tenant_id, .. }
+        | WakeUp::Delivery { tenant_id, .. }) = wake_up;
+        looks::put_off(self.db.tenant(tenant_id).await?, wake_up).await
     }
 
     fn lease_ms(&self) -> i64 {

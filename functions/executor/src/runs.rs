@@ -5,29 +5,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 use shared::{
     backoff,
     db::{
         DbError,
         runs::{
-            self, AfterFailure, Answer, Claim, Failure, Intent, LockedRun, NextStep, SealedSecrets,
-            Spent, Tokens,
+            self, AfterFailure, Answer, Claim, Failure, FailureWriting, Intent, LockedRun, NextStep,
+            SealedSecrets, Spent, Tokens, Writing,
         },
     },
     exclusion::NO_HOLIDAYS,
     ids::{PromptId, RunId, TenantId},
-    prompt::{Overlap, PromptSpec},
+    prompt::PromptSpec,
     run::{RunStatus, RunTrigger},
-    slots::{self, Fate, Plan, Policy},
+    slots::{self, Policy},
 };
 use tracing::{info, warn};
 
 use crate::{
     Executor,
     deliveries::{self, Prepared},
-    job::{Job, Texts, stored_spec},
+    job::{Job, Rendered, Texts, dropped, dropped_at_pause, stored_spec},
     lease,
     model::{Disposition, ModelAnswer, ModelError, ModelRequest},
 };
@@ -44,40 +43,89 @@ const RECORD_TRIES: u32 = 3;
 /// Outputs up to this many bytes are kept in the row; longer ones are stored as an object.
 const INLINE_BYTES_MAX: usize = 256 * 1024;
 
+/// Looks that one wake-up has at a prompt: each accounts for a part of a long downtime.
+const LOOKS_MAX: u32 = 100;
+
+/// What each text of a run may take to render while its prompt is locked: whoever waits for the
+/// prompt is given up after five seconds, and a hundred of its runs may wait.
+const RENDER_TIME_LOCKED: Duration = Duration::from_millis(25);
+
 /// Plans a prompt's due slots, and runs the first that runs. Two round trips to the claim.
 pub(crate) async fn fire(
     executor: &Executor,
     tenant_id: TenantId,
     prompt_id: PromptId,
 ) -> Result<(), DbError> {
+    for _ in 0..LOOKS_MAX {
+        match look(executor, tenant_id, prompt_id).await? {
+            Looked::Done => return Ok(()),
+            Looked::More => {}
+            Looked::Claimed(claim, job) => return execute(executor, claim, job).await,
+            Looked::Queued(job) => {
+                let (run_id, job) = (job.run_id, job.render().await?);
+                return take(executor, tenant_id, run_id, Some(job)).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a look at a prompt came to.
+enum Looked {
+    /// All that is due is accounted for.
+    Done,
+    /// A part of what is due is.
+    More,
+    /// A slot's run is ours.
+    Claimed(Claim, Job),
+    /// A slot's run waits: its texts take too long to render while the prompt is locked.
+    Queued(Job),
+}
+
+async fn look(
+    executor: &Executor,
+    tenant_id: TenantId,
+    prompt_id: PromptId,
+) -> Result<Looked, DbError> {
     let tx = executor.db.tenant(tenant_id).await?;
     let Some(mut due) = runs::lock_due(&tx, prompt_id).await? else {
-        return tx.commit().await;
+        tx.commit().await?;
+        return Ok(Looked::Done);
     };
-    let spec = stored_spec(&due.spec)?;
-    let policy = Policy {
-        overlap: spec.overlap(),
-        misfire: spec.misfire(),
-        catchup_window_s: spec.catchup_window_s(),
-        runs_left: due.runs_left,
-    };
-    let plan = slots::plan(due.next_run_at, due.now, policy, &due.open, |after| {
-        spec.next_slot(after, &NO_HOLIDAYS)
-    });
-    let attempts_max = attempts_max(&spec);
-    let Some(slot) = claimable(&plan, &due, policy.overlap) else {
-        runs::write_plan(tx, &due, &plan, attempts_max, None).await?;
-        return Ok(());
-    };
+    let spec = stored_spec(&due.slots.spec)?;
+    let policy = Policy::of(&spec, prompt_id, due.runs_left);
+    let next = |after| spec.next_slot(after, &NO_HOLIDAYS);
+    let plan = slots::plan(due.look(), policy, next);
     let run_id = RunId::new();
-    let job = Job::new(run_id, &due.spec, slot, RunTrigger::Schedule)?
-        .render(due.previous_output.take(), None)
-        .await?;
+    let mut writing = Writing {
+        plan: &plan,
+        attempts_max: attempts_max(&spec),
+        run_id,
+        intent: None,
+        dropped: None,
+    };
+    let begins = plan.begins(policy, &due.open);
+    let Some(slot) = begins.filter(|_| due.has_capacity) else {
+        runs::write_plan(tx, &due, &writing).await?;
+        return Ok(if plan.is_cut { Looked::More } else { Looked::Done });
+    };
+    let job = Job::new(run_id, &due.slots.spec, slot, RunTrigger::Schedule)?
+        .after(due.previous_output.take());
+    let job = match job.render_within(RENDER_TIME_LOCKED).await? {
+        Rendered::Ready(job) => job,
+        Rendered::TooSlow(job) => {
+            runs::write_plan(tx, &due, &writing).await?;
+            return Ok(Looked::Queued(job));
+        }
+    };
     let intent = intent(executor, &job);
-    match runs::write_plan(tx, &due, &plan, attempts_max, Some((run_id, &intent))).await? {
-        Some(claim) => execute(executor, claim, job).await,
-        None => Ok(()),
-    }
+    writing.intent = Some(&intent);
+    writing.dropped = plan
+        .next
+        .filter(|_| due.next_is_last)
+        .and_then(|first| slots::dropped(first, due.now, next));
+    let claim = runs::write_plan(tx, &due, &writing).await?;
+    Ok(claim.map_or(Looked::Done, |claim| Looked::Claimed(claim, job)))
 }
 
 /// Runs a queued run whose time has come, or one whose claimant vanished.
@@ -86,46 +134,75 @@ pub(crate) async fn resume(
     tenant_id: TenantId,
     run_id: RunId,
 ) -> Result<(), DbError> {
+    take(executor, tenant_id, run_id, None).await
+}
+
+/// The same, where its texts may have been rendered already.
+async fn take(
+    executor: &Executor,
+    tenant_id: TenantId,
+    run_id: RunId,
+    rendered: Option<Job>,
+) -> Result<(), DbError> {
     let tx = executor.db.tenant(tenant_id).await?;
     let Some(mut locked) = runs::lock(&tx, run_id).await? else {
         return tx.commit().await;
     };
     match locked.next {
-        NextStep::Leave => tx.commit().await,
-        NextStep::Defer => runs::defer(tx, &locked, DEFER_MS).await,
-        NextStep::SkipLimit => runs::skip_over_limit(tx, &locked).await,
+        NextStep::Leave => return tx.commit().await,
+        NextStep::Defer => return runs::defer(tx, &locked, DEFER_MS).await,
+        NextStep::Skip(reason) => return runs::skip(tx, &locked, reason).await,
         NextStep::Cancel(reason) => {
             runs::cancel_queued(&tx, locked.prompt_id, reason).await?;
-            tx.commit().await
+            return tx.commit().await;
         }
         NextStep::GiveUp => {
             tx.commit().await?;
-            give_up(executor, tenant_id, &locked).await
+            return give_up(executor, tenant_id, &locked).await;
         }
-        NextStep::Claim => {
-            let earlier = locked.rendered_input.take().map(|input| Texts {
-                input,
-                system: locked.rendered_system.take(),
-            });
-            let job = Job::new(run_id, &locked.spec, locked.scheduled_for, locked.trigger)?
-                .render(locked.previous_output.take(), earlier)
-                .await?;
-            let claim = runs::claim(tx, &locked, &intent(executor, &job)).await?;
-            execute(executor, claim, job).await
+        NextStep::Claim => {}
+    }
+    let job = match locked_job(&mut locked, rendered).await? {
+        Rendered::Ready(job) => job,
+        Rendered::TooSlow(job) => {
+            tx.commit().await?;
+            let job = job.render().await?;
+            return Box::pin(take(executor, tenant_id, run_id, Some(job))).await;
         }
+    };
+    let due = locked.due_at_last.as_ref();
+    let over_limit = due.and_then(|due| dropped(due, locked.now));
+    match runs::claim(tx, &locked, &intent(executor, &job), over_limit).await? {
+        Some(claim) => execute(executor, claim, job).await,
+        None => Ok(()),
     }
 }
 
-/// The first slot of the plan that runs, unless it has to wait its turn.
-fn claimable(plan: &Plan, due: &runs::DuePrompt, overlap: Overlap) -> Option<DateTime<Utc>> {
-    let must_wait = overlap != Overlap::AllowAll && due.open.iter().any(|run| !run.queued);
-    if must_wait || !due.has_capacity {
-        return None;
+/// What a locked run is to do. An earlier try's texts go before all others.
+async fn locked_job(
+    locked: &mut LockedRun,
+    rendered: Option<Job>,
+) -> Result<Rendered, DbError> {
+    let job = || {
+        Job::new(
+            locked.run_id,
+            &locked.spec,
+            locked.scheduled_for,
+            locked.trigger,
+        )
+    };
+    match (locked.rendered_input.take(), rendered) {
+        (Some(input), _) => {
+            let system = locked.rendered_system.take();
+            let job = job()?.after(locked.previous_output.take());
+            Ok(Rendered::Ready(job.again(Texts { input, system })))
+        }
+        (None, Some(job)) => Ok(Rendered::Ready(job)),
+        (None, None) => {
+            let job = job()?.after(locked.previous_output.take());
+            job.render_within(RENDER_TIME_LOCKED).await
+        }
     }
-    plan.rows
-        .iter()
-        .find(|row| row.fate == Fate::Run)
-        .map(|row| row.scheduled_for)
 }
 
 fn attempts_max(spec: &PromptSpec) -> i32 {
@@ -153,7 +230,7 @@ enum Tried {
 async fn execute(executor: &Executor, claim: Claim, job: Job) -> Result<(), DbError> {
     match attempt(executor, &claim, &job).await {
         Tried::Answered(answer, latency) => {
-            record_answer(executor, &claim, &job, answer, latency).await
+            record_answer(executor, &claim, job, answer, latency).await
         }
         Tried::Failed(failure, attempt_status) => {
             record_failure(executor, &claim, Some(&job), failure, attempt_status).await
@@ -224,17 +301,17 @@ async fn renew(executor: &Executor, claim: &Claim) -> Result<(), DbError> {
 async fn record_answer(
     executor: &Executor,
     claim: &Claim,
-    job: &Job,
+    job: Job,
     answer: ModelAnswer,
     latency: Duration,
 ) -> Result<(), DbError> {
-    let spent = spent(executor, job, &answer);
+    let spent = spent(executor, &job, &answer);
     let stored_at = if answer.output.len() > INLINE_BYTES_MAX {
-        match deliveries::store_output(executor, claim, job, &answer.output).await {
+        match deliveries::store_output(executor, claim, &job, &answer.output).await {
             Ok(stored) => Some(stored),
             Err(mut failure) => {
                 failure.spent = Some(spent);
-                return record_failure(executor, claim, Some(job), failure, "ok").await;
+                return record_failure(executor, claim, Some(&job), failure, "ok").await;
             }
         }
     } else {
@@ -251,6 +328,7 @@ async fn record_answer(
         price_version: executor.catalog.version(),
         latency_ms: i64::try_from(latency.as_millis()).unwrap_or(i64::MAX),
     };
+    let job = &job.with_subjects().await?;
     let goes_out = job.trigger != RunTrigger::Test && !job.spec.destinations().is_empty();
     let status = if goes_out {
         RunStatus::Generated
@@ -338,17 +416,14 @@ pub(crate) async fn record_failure(
         (AfterFailure::End(_) | AfterFailure::RetryIn { .. }, _) => Vec::new(),
     };
     let rows = notices.iter().map(|one| &one.row).collect::<Vec<_>>();
-    let lease_ms = executor.lease_ms();
-    let kept = runs::finish_failure(
-        tx,
-        claim,
-        &recorded,
-        &failure,
+    let pauses = recorded.pauses && failure.then.ends();
+    let writing = FailureWriting {
         attempt_status,
-        &rows,
-        lease_ms,
-    )
-    .await?;
+        notices: &rows,
+        lease_ms: executor.lease_ms(),
+        dropped: dropped_at_pause(pauses, recorded.due_at_pause.as_ref(), recorded.now),
+    };
+    let kept = runs::finish_failure(tx, claim, &recorded, &failure, &writing).await?;
     notices.retain(|one| kept.contains(&one.row.id));
     warn!(
         run.id = %claim.run_id, prompt.id = %claim.prompt_id, tenant.id = %claim.tenant_id,

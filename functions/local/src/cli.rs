@@ -3,11 +3,15 @@
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
-use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand};
 use shared::{db::migrate, secret::Secret};
 
-use crate::{demo, preview, service::Settings, up};
+use crate::{
+    demo,
+    preview::{self, PreviewArgs},
+    service::Settings,
+    up,
+};
 
 /// Scheduled AI prompts: on this machine, in one process.
 #[derive(Debug, Parser)]
@@ -25,7 +29,7 @@ enum Command {
     Demo(DemoArgs),
     /// Bring a database to the shape that this program expects.
     Migrate(MigrateArgs),
-    /// Show the next slots of a cron expression, without saving anything.
+    /// Show what a schedule and its policies would do, without saving anything.
     Preview(PreviewArgs),
 }
 
@@ -109,29 +113,6 @@ struct MigrateArgs {
     /// Password to give to carillon_system.
     #[arg(long, env = "CARILLON_SYSTEM_PASSWORD", hide_env_values = true)]
     system_password: Option<String>,
-}
-
-/// What `carillon preview` takes.
-#[derive(Debug, Args)]
-pub struct PreviewArgs {
-    /// Five fields, or @hourly … @yearly.
-    pub expression: String,
-    /// IANA name of the zone.
-    #[arg(long, default_value = "UTC")]
-    pub timezone: String,
-    /// What becomes of a slot at a time that the clocks jump over: `shift` moves it to the end of the
-    /// gap, `skip` leaves it out. Default: `shift` when minute and hour are fixed, else `skip`.
-    #[arg(long, value_parser = ["shift", "skip"])]
-    pub dst_gap: Option<String>,
-    /// Show slots after this instant (RFC 3339); default: now.
-    #[arg(long)]
-    pub after: Option<DateTime<Utc>>,
-    /// How many slots.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub count: u16,
-    /// Print the body of /v1/prompts/preview.
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Runs a command; an error is for the person at the terminal.

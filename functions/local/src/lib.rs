@@ -4,6 +4,7 @@ pub mod child;
 pub mod cli;
 mod client;
 mod demo;
+mod http;
 pub mod postgres;
 mod preview;
 pub mod service;

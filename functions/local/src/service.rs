@@ -31,16 +31,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    http,
     postgres::{Cluster, Options},
     worker,
 };
 
 /// Wake-ups that wait inside the process at the most.
 const QUEUE_CAPACITY: usize = 1_000;
-
-/// How long requests may take to be answered after the end was asked for: a caller that never
-/// finishes its request must not hold the process for ever.
-const ANSWER_GRACE: Duration = Duration::from_secs(5);
 
 /// How to run.
 #[derive(Debug, Clone)]
@@ -314,7 +311,7 @@ fn spawn(
     stop: &CancellationToken,
 ) -> Vec<JoinHandle<()>> {
     vec![
-        tokio::spawn(serve(listener, app, stop.clone())),
+        tokio::spawn(http::serve(listener, management::router(app), stop.clone())),
         tokio::spawn(worker::sweep(executor.clone(), queue, stop.clone())),
         tokio::spawn(worker::work(
             executor,
@@ -324,25 +321,6 @@ fn spawn(
             settings.grace,
         )),
     ]
-}
-
-/// Serves until `stop`; requests under way are answered, and no caller can hold up the end.
-async fn serve(listener: TcpListener, app: App, stop: CancellationToken) {
-    let served = axum::serve(listener, management::router(app))
-        .with_graceful_shutdown(stop.clone().cancelled_owned())
-        .into_future();
-    let too_late = async {
-        stop.cancelled().await;
-        tokio::time::sleep(ANSWER_GRACE).await;
-    };
-    tokio::select! {
-        served = served => {
-            if let Err(error) = served {
-                tracing::error!(%error, "the API stopped");
-            }
-        }
-        () = too_late => {}
-    }
 }
 
 fn describe(faults: &[shared::fault::Fault]) -> String {

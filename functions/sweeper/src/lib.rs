@@ -10,11 +10,13 @@ use shared::{
         system,
     },
     ids::TenantId,
+    message::WakeUp,
     queue::Queue,
 };
 
-/// Rows of each kind that one sweep may find; the rest is found by the next.
-const ROWS_MAX: i32 = 500;
+/// Rows of each kind that one sweep may find; the rest is found by the next. Where there is more,
+/// tenants take turns.
+pub const ROWS_MAX: i32 = 500;
 
 /// Tenants that one pass of retention looks at.
 const TENANTS_MAX: i32 = 50;
@@ -42,7 +44,7 @@ pub async fn sweep(db: &Db, queue: &Queue) -> Result<Swept, DbError> {
         system::due_prompts(db, ROWS_MAX),
     )?;
     let mut swept = Swept::default();
-    for wake_up in deliveries.into_iter().chain(runs).chain(prompts) {
+    for wake_up in in_turns([deliveries, runs, prompts]) {
         if queue.offer(wake_up) {
             swept.sent += 1;
         } else {
@@ -50,6 +52,13 @@ pub async fn sweep(db: &Db, queue: &Queue) -> Result<Swept, DbError> {
         }
     }
     Ok(swept)
+}
+
+/// The first of each kind, then the second of each: a queue that has little room takes of all.
+fn in_turns<const KINDS: usize>(found: [Vec<WakeUp>; KINDS]) -> impl Iterator<Item = WakeUp> {
+    let turns = found.iter().map(Vec::len).max().unwrap_or(0);
+    let mut kinds = found.map(Vec::into_iter);
+    (0..turns).flat_map(move |_| kinds.each_mut().map(Iterator::next).into_iter().flatten())
 }
 
 /// Deletes what is over its time for the tenants after `after`; gives the tenant to go on from,
@@ -71,4 +80,21 @@ pub async fn expire(
     }
     let full = i32::try_from(tenants.len()) == Ok(TENANTS_MAX);
     Ok((total, tenants.last().filter(|_| full).map(|last| last.id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::ids::RunId;
+
+    #[test]
+    fn every_kind_has_its_turn() {
+        let run = || WakeUp::Run {
+            tenant_id: TenantId::new(),
+            run_id: RunId::new(),
+        };
+        let (many, one) = (vec![run(), run(), run()], vec![run()]);
+        let order = in_turns([many.clone(), Vec::new(), one.clone()]);
+        assert!(order.eq([many[0], one[0], many[1], many[2]]));
+    }
 }

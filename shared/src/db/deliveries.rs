@@ -9,13 +9,15 @@ use uuid::Uuid;
 
 use super::{
     DbError, TenantTx, column,
-    runs::{self, Counted, Log, SealedSecrets, sealed_secrets, word},
+    prompts::{DROP_SLOTS, DroppedRow},
+    runs::{self, Counted, DueSlots, Log, SealedSecrets, sealed_secrets, word},
     tenant_tx::step,
 };
 use crate::{
     destination::Kind,
     ids::{DeliveryId, PromptId, RunId, TenantId},
     run::{DELIVERY_ATTEMPTS_MAX, DeliveryStatus, RunStatus, RunTrigger},
+    slots::Dropped,
 };
 
 /// A delivery that a sender holds.
@@ -147,6 +149,7 @@ pub async fn claim(
             "-- deliveries::claim
              UPDATE deliveries
                 SET status = 'sending', fence = $2, attempt = $3,
+                    looks_failed = 0, look_again_at = NULL,
                     lease_expires_at = clock_timestamp() + $4::bigint * interval '1 millisecond'
               WHERE id = $1 AND fence = $2::bigint - 1
              RETURNING id",
@@ -226,6 +229,8 @@ pub struct RunEnd {
     pub prompt_id: PromptId,
     /// Which rule ended it: `delivery_failed`, or nothing.
     pub reason: Option<&'static str>,
+    /// What is due of the prompt, where this failure would pause it.
+    pub due_at_pause: Option<DueSlots>,
     may_uncount: bool,
 }
 
@@ -309,9 +314,10 @@ pub async fn settle(
                   WHERE r.id = $1 AND c.total > 0",
                 &[&run],
             ),
+            step(runs::DUE_AT_PAUSE, &[&run]),
         ])
         .await?;
-    let [prompt, settled_rows, outcome] = results.as_slice() else {
+    let [prompt, settled_rows, outcome, due] = results.as_slice() else {
         return Err(DbError::Aborted);
     };
     let (Some(prompt), Some(settled_row)) = (prompt.first(), settled_rows.first()) else {
@@ -329,6 +335,7 @@ pub async fn settle(
         notification_email: column(prompt, "notification_email")?,
         prompt_id: PromptId::from(column::<Uuid>(prompt, "id")?),
         reason: None,
+        due_at_pause: runs::due_at_pause(due)?,
         may_uncount: false,
     };
     // A notice has no output beside it, and changes nothing about its run.
@@ -368,7 +375,8 @@ pub async fn settle(
 }
 
 /// Ends the run if its last delivery settled, inserts a notice if there is one, counts, and
-/// commits. Gives the notices that were inserted: the run may have sent one before. One round trip.
+/// commits. Gives the notices that were inserted: the run may have sent one before. `dropped` is what
+/// is due of the prompt, where this failure pauses it. One round trip.
 ///
 /// # Errors
 /// When the database does not answer; then nothing of the settling is kept.
@@ -379,6 +387,7 @@ pub async fn finish(
     end: &RunEnd,
     notices: &[&runs::NewDelivery],
     lease_ms: i64,
+    dropped: Option<Dropped>,
 ) -> Result<Vec<DeliveryId>, DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
@@ -404,6 +413,9 @@ pub async fn finish(
     let counted = end
         .status
         .map_or(Counted::NOTHING, |status| Counted::of(status, end.trigger));
+    let pauses = end.pauses && counted.ends;
+    let prompt = end.prompt_id.uuid();
+    let dropped = DroppedRow::new(dropped.filter(|_| pauses));
     let uncounted = i32::from(end.may_uncount && end.trigger != RunTrigger::Test);
     let results = tx.commit_with(&[
         step(
@@ -419,23 +431,17 @@ pub async fn finish(
               WHERE id = $1 AND $2::text IS NOT NULL AND status IN ('generated', 'failed')",
             &[&run, &status, &end.reason],
         ),
-        step(
-            runs::DROP_PAUSED_SLOT,
-            &[
-                &end.prompt_id.uuid(),
-                &RunId::new().uuid(),
-                &(end.pauses && counted.ends),
-            ],
-        ),
+        step(DROP_SLOTS, &dropped.params(&prompt, &"paused")),
         step(
             runs::COUNT_END,
             &[
-                &end.prompt_id.uuid(),
+                &prompt,
                 &counted.successes,
                 &(counted.failures - uncounted),
                 &status,
                 &counted.ends,
-                &end.pauses,
+                &pauses,
+                &end.reason.unwrap_or(runs::NO_CODE),
             ],
         ),
         step(
@@ -475,6 +481,7 @@ pub async fn redeliver(tx: &TenantTx, delivery_id: DeliveryId) -> Result<Redeliv
              ), queued AS (
                  UPDATE deliveries d
                     SET status = 'pending', attempts_max = d.attempt + $2,
+                        looks_failed = 0, look_again_at = NULL,
                         next_attempt_at = clock_timestamp()
                    FROM found f
                   WHERE d.tenant_id = f.tenant_id AND d.id = f.id

@@ -17,7 +17,9 @@ use super::{
 };
 use crate::{
     ids::{PromptId, RunId, UserId},
+    jitter,
     schedule::ScheduleType,
+    slots::Dropped,
 };
 
 /// As the table's check has it.
@@ -49,7 +51,7 @@ macro_rules! spec_as_row {
             ") AS s (
                  external_id text, prompt_name text, description text, prompt_text text, system_text text,
                  model text, model_settings jsonb, context jsonb, schedule jsonb, overlap text,
-                 catchup_window_s integer, misfire text, max_runs integer, max_retries integer,
+                 overlap_runs_max integer, catchup_window_s integer, misfire text, max_runs integer, max_retries integer,
                  retry_delay_ms integer, timeout_ms integer, pause_after_failures integer,
                  destinations jsonb, notification_email text, tags text[], metadata jsonb)"
         )
@@ -60,7 +62,7 @@ macro_rules! spec_as_row {
 macro_rules! spec_columns {
     () => {
         "external_id, prompt_name, description, prompt_text, system_text, model, model_settings, context,
-         schedule, start_at, end_at, overlap, catchup_window_s, misfire, max_runs, max_retries,
+         schedule, start_at, end_at, overlap, overlap_runs_max, catchup_window_s, misfire, max_runs, max_retries,
          retry_delay_ms, timeout_ms, pause_after_failures, destinations, notification_email, tags,
          metadata"
     };
@@ -70,9 +72,16 @@ macro_rules! spec_values {
         "s.external_id, s.prompt_name, s.description, s.prompt_text, s.system_text, s.model,
          COALESCE(s.model_settings, '{}'), COALESCE(s.context, '{}'), s.schedule,
          (s.schedule ->> 'start_at')::timestamptz, (s.schedule ->> 'end_at')::timestamptz, s.overlap,
-         s.catchup_window_s, s.misfire, s.max_runs, s.max_retries, s.retry_delay_ms, s.timeout_ms,
+         COALESCE(s.overlap_runs_max, 3), s.catchup_window_s, s.misfire, s.max_runs, s.max_retries, s.retry_delay_ms, s.timeout_ms,
          s.pause_after_failures, s.destinations, s.notification_email, COALESCE(s.tags, '{}'),
          COALESCE(s.metadata, '{}')"
+    };
+}
+
+/// A changed prompt is looked at again at once, whatever its looks came to.
+macro_rules! look_afresh {
+    () => {
+        "looks_failed = 0, look_again_at = NULL"
     };
 }
 
@@ -493,10 +502,11 @@ pub async fn insert(tx: &TenantTx, prompt: &NewPrompt<'_>) -> Result<Prompt, DbE
     let sql = concat!(
         "-- prompts::insert
                  WITH p AS (
-                     INSERT INTO scheduled_prompts (tenant_id, id, user_id, next_run_at, ",
+                     INSERT INTO scheduled_prompts
+                            (tenant_id, id, user_id, next_run_at, jitter_delay_s, ",
         spec_columns!(),
         ")
-                     SELECT $1, $2, $3, $4, ",
+                     SELECT $1, $2, $3, $4, $6, ",
         spec_values!(),
         " FROM ",
         spec_as_row!("$5"),
@@ -508,12 +518,13 @@ pub async fn insert(tx: &TenantTx, prompt: &NewPrompt<'_>) -> Result<Prompt, DbE
         columns!(),
         ", $5::jsonb AS spec FROM p"
     );
-    let params: [Param<'_>; 5] = [
+    let params: [Param<'_>; 6] = [
         &tx.tenant().uuid(),
         &prompt.id.uuid(),
         &prompt.user_id.uuid(),
         &prompt.next_run_at,
         prompt.spec,
+        &jitter_delay_s(prompt.id, prompt.spec),
     ];
     write_spec(tx, step(sql, &params), prompt.webhook_urls).await
 }
@@ -530,7 +541,10 @@ pub async fn replace(tx: &TenantTx, change: &NewSpec<'_>) -> Result<Prompt, DbEr
                      UPDATE scheduled_prompts p
                         SET version = p.version + 1, spec_version = p.version + 1, updated_at = now(),
                             generation = p.generation + CASE WHEN $3 THEN 1 ELSE 0 END,
-                            next_run_at = CASE WHEN $3 THEN $4 ELSE p.next_run_at END, (",
+                            next_run_at = CASE WHEN $3 THEN $4 ELSE p.next_run_at END,
+                            jitter_delay_s = $6, ",
+                look_afresh!(),
+                ", (",
                 spec_columns!(),
                 ") = ROW (",
                 spec_values!(),
@@ -547,12 +561,13 @@ pub async fn replace(tx: &TenantTx, change: &NewSpec<'_>) -> Result<Prompt, DbEr
                 columns!(),
                 ", $5::jsonb AS spec FROM p"
     );
-    let params: [Param<'_>; 5] = [
+    let params: [Param<'_>; 6] = [
         &change.id.uuid(),
         &change.version,
         &change.next_run_at.is_some(),
         &change.next_run_at.flatten(),
         change.spec,
+        &jitter_delay_s(change.id, change.spec),
     ];
     write_spec(tx, step(sql, &params), change.webhook_urls).await
 }
@@ -571,7 +586,9 @@ pub async fn set_status(tx: &TenantTx, change: &NewStatus<'_>) -> Result<Prompt,
                     SET status = $3, status_reason = $4, status_note = $5, next_run_at = $6,
                         consecutive_failures = CASE $3 WHEN 'active' THEN 0 ELSE p.consecutive_failures END,
                         cancelled_at = CASE $3 WHEN 'cancelled' THEN now() ELSE p.cancelled_at END,
-                        version = p.version + 1, generation = p.generation + 1, updated_at = now()
+                        version = p.version + 1, generation = p.generation + 1, updated_at = now(), ",
+                look_afresh!(),
+                "
                   WHERE p.id = $1 AND p.version = $2 AND p.deleted_at IS NULL
               RETURNING ",
                 columns!(),
@@ -611,48 +628,82 @@ pub async fn tombstone(tx: &TenantTx, id: PromptId) -> Result<bool, DbError> {
     Ok(changed == 1)
 }
 
-/// Slots that were due, and that a change of their prompt took away before they were looked at.
-#[derive(Debug)]
-pub struct DroppedSlots {
-    /// Whose.
-    pub id: PromptId,
-    /// The first of them.
-    pub first: DateTime<Utc>,
-    /// The last of them.
-    pub last: DateTime<Utc>,
-    /// How many.
-    pub count: i32,
-    /// What the change was: `paused`, `prompt_cancelled`, `prompt_deleted` or `rescheduled`.
-    pub reason: &'static str,
-}
-
-/// Records dropped slots in one row, as skipped: no slot goes without a word. To be called before
-/// the change itself.
+/// Records slots that were due, and that a change of their prompt takes away before they were looked
+/// at, in one row: no slot goes without a word. To be called before the change itself; `reason` says
+/// what it was: `paused`, `prompt_cancelled`, `prompt_deleted` or `rescheduled`.
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn drop_slots(tx: &TenantTx, slots: &DroppedSlots) -> Result<u64, DbError> {
-    let until = (slots.count > 1).then_some(slots.last);
-    tx.execute(
-        "-- prompts::drop_slots
-         INSERT INTO scheduled_prompt_runs
-                (tenant_id, id, prompt_id, scheduled_for, scheduled_until, slots_count, trigger, status,
-                 reason, attempts_max, prompt_version, completed_at)
-         SELECT p.tenant_id, $2, p.id, $3, $4, $5, 'schedule', 'skipped', $6, p.max_retries + 1,
-                p.spec_version, clock_timestamp()
-           FROM scheduled_prompts p WHERE p.id = $1 AND p.deleted_at IS NULL
-         ON CONFLICT (tenant_id, prompt_id, scheduled_for)
-            WHERE trigger IN ('schedule', 'backfill') DO NOTHING",
-        &[
-            &slots.id.uuid(),
-            &RunId::new().uuid(),
-            &slots.first,
-            &until,
-            &slots.count,
-            &slots.reason,
-        ],
-    )
-    .await
+pub async fn drop_slots(
+    tx: &TenantTx,
+    id: PromptId,
+    slots: Dropped,
+    reason: &'static str,
+) -> Result<u64, DbError> {
+    let row = DroppedRow::new(Some(slots));
+    tx.execute(DROP_SLOTS, &row.params(&id.uuid(), &reason))
+        .await
+}
+
+/// A row for $5 dropped slots from $3 to $4, where $3 is given.
+macro_rules! dropped_row {
+    ($name:literal, $only:literal) => {
+        concat!(
+            $name,
+            "
+     INSERT INTO scheduled_prompt_runs
+            (tenant_id, id, prompt_id, scheduled_for, scheduled_until, slots_count, trigger, status,
+             reason, attempts_max, prompt_version, completed_at)
+     SELECT p.tenant_id, $2, p.id, $3::timestamptz, $4, $5, 'schedule', 'skipped', $6,
+            p.max_retries + 1, p.spec_version, clock_timestamp()
+       FROM scheduled_prompts p
+      WHERE p.id = $1 AND p.deleted_at IS NULL AND $3::timestamptz IS NOT NULL AND ",
+            $only,
+            "
+     ON CONFLICT (tenant_id, prompt_id, scheduled_for)
+        WHERE trigger IN ('schedule', 'backfill') DO NOTHING"
+        )
+    };
+}
+pub(super) use dropped_row;
+
+/// To be sent before the change that takes the slots away.
+pub(super) const DROP_SLOTS: &str = dropped_row!("-- prompts::drop_slots", "true");
+
+/// What [`DROP_SLOTS`] writes; nothing without slots.
+pub(super) struct DroppedRow {
+    id: Uuid,
+    first: Option<DateTime<Utc>>,
+    until: Option<DateTime<Utc>>,
+    count: i32,
+}
+
+impl DroppedRow {
+    pub(super) fn new(slots: Option<Dropped>) -> Self {
+        Self {
+            id: RunId::new().uuid(),
+            first: slots.map(|slots| slots.first),
+            until: slots
+                .filter(|slots| slots.count > 1)
+                .map(|slots| slots.last),
+            count: slots.map_or(1, |slots| slots.count),
+        }
+    }
+
+    pub(super) fn params<'a>(
+        &'a self,
+        prompt: &'a Uuid,
+        reason: &'a &'static str,
+    ) -> [Param<'a>; 6] {
+        [
+            prompt,
+            &self.id,
+            &self.first,
+            &self.until,
+            &self.count,
+            reason,
+        ]
+    }
 }
 
 /// Webhooks that had said they were gone are tried again: somebody has named them anew.
@@ -662,10 +713,10 @@ const FORGET_GONE: &str = "-- prompts::forget_gone
 const LOCK_ACTIVE: &str = "-- prompts::lock_active
      SELECT pg_advisory_xact_lock(hashtextextended('active_prompts ' || $1::uuid, 0))";
 
-const NO_USER: Option<Uuid> = None;
+pub(super) const NO_USER: Option<Uuid> = None;
 
 /// $1: the user whose address is wanted, if one is.
-const LIMITS: &str = "-- prompts::limits
+pub(super) const LIMITS: &str = "-- prompts::limits
      SELECT clock_timestamp() AS now, t.default_timezone,
             (SELECT u.email FROM users u WHERE u.id = $1) AS owner_email, t.interval_minutes_min, t.active_prompts_max::bigint AS active_prompts_max,
             (SELECT count(*) FROM scheduled_prompts p
@@ -830,6 +881,14 @@ async fn write_spec(
     }
 }
 
+/// When in its jitter the sweeper looks for a prompt's slots.
+fn jitter_delay_s(id: PromptId, spec: &Value) -> i32 {
+    let minutes = spec.get("jitter_minutes").and_then(Value::as_u64);
+    let minutes = minutes.and_then(|minutes| u32::try_from(minutes).ok());
+    let delay = jitter::delay(id, minutes.unwrap_or(0));
+    i32::try_from(delay.num_seconds()).unwrap_or(0)
+}
+
 fn words<'a>(words: impl Iterator<Item = &'a str>) -> Option<Vec<&'a str>> {
     let words: Vec<&str> = words.collect();
     (!words.is_empty()).then_some(words)
@@ -872,7 +931,7 @@ fn read_to_change(results: Vec<Vec<Row>>) -> Result<Option<(Limits, Prompt)>, Db
     Ok(Some((limits, read(row)?)))
 }
 
-fn read_limits(row: Option<&Row>) -> Result<Limits, DbError> {
+pub(super) fn read_limits(row: Option<&Row>) -> Result<Limits, DbError> {
     let row = row.ok_or_else(|| DbError::Stored {
         what: "tenant",
         detail: "its row is gone".to_owned(),

@@ -54,7 +54,7 @@ pub async fn find_api_key(db: &Db, id: ApiKeyId) -> Result<Option<FoundKey>, DbE
         .transpose()
 }
 
-/// Prompts whose next slot has come, oldest slot first.
+/// Prompts whose next slot has come: tenants take turns, oldest first.
 ///
 /// # Errors
 /// When the database does not answer.
@@ -72,7 +72,8 @@ pub async fn due_prompts(db: &Db, rows_max: i32) -> Result<Vec<WakeUp>, DbError>
     })
 }
 
-/// Queued runs whose time has come, and running ones whose claimant vanished.
+/// Queued runs whose time has come and whose tenant has a place free, and running ones whose claimant
+/// vanished: tenants take turns, oldest first.
 ///
 /// # Errors
 /// When the database does not answer.
@@ -90,7 +91,8 @@ pub async fn due_runs(db: &Db, rows_max: i32) -> Result<Vec<WakeUp>, DbError> {
     })
 }
 
-/// Deliveries whose next attempt has come, and those whose sender vanished.
+/// Deliveries whose next attempt has come, and those whose sender vanished: tenants take turns, oldest
+/// first.
 ///
 /// # Errors
 /// When the database does not answer.

@@ -120,8 +120,8 @@ impl TenantStatus {
     }
 }
 
-/// Suspends or resumes the tenant; `false` when it has that status already, or when there is no
-/// such tenant.
+/// Suspends or resumes the tenant, and with it what it has open: the sweeper does not come by that
+/// of a suspended tenant. `false` when it has that status already, or when there is no such tenant.
 ///
 /// # Errors
 /// When the database does not answer.
@@ -133,8 +133,50 @@ pub async fn set_status(tx: &TenantTx, status: TenantStatus) -> Result<bool, DbE
             &[&tx.tenant().uuid(), &status.as_str()],
         )
         .await?;
-    Ok(changed == 1)
+    if changed == 0 {
+        return Ok(false);
+    }
+    let steps = match status {
+        TenantStatus::Suspended => [HOLD_PROMPTS, HOLD_RUNS, HOLD_DELIVERIES],
+        TenantStatus::Active => [RELEASE_PROMPTS, RELEASE_RUNS, RELEASE_DELIVERIES],
+    };
+    let [prompts, runs, deliveries] = steps.map(|sql| step(sql, &[]));
+    tx.pipeline(&[step(LOCK_OPEN, &[]), prompts, runs, deliveries])
+        .await?;
+    Ok(true)
 }
+
+/// Every prompt that has something open, as whoever changes a run or delivery locks its prompt first.
+const LOCK_OPEN: &str = "-- tenants::lock_open
+    SELECT p.id FROM scheduled_prompts p
+     WHERE p.id IN (SELECT a.id FROM scheduled_prompts a
+                     WHERE a.status = 'active' AND a.deleted_at IS NULL
+                    UNION SELECT r.prompt_id FROM scheduled_prompt_runs r
+                     WHERE r.status IN ('queued', 'running')
+                    UNION SELECT r.prompt_id FROM deliveries d
+                      JOIN scheduled_prompt_runs r ON r.tenant_id = d.tenant_id AND r.id = d.run_id
+                     WHERE d.status IN ('pending', 'retrying', 'sending'))
+     ORDER BY p.id FOR NO KEY UPDATE";
+
+const HOLD_PROMPTS: &str = "-- tenants::hold_prompts
+    UPDATE scheduled_prompts SET look_again_at = 'infinity'
+     WHERE status = 'active' AND deleted_at IS NULL AND next_run_at IS NOT NULL";
+const HOLD_RUNS: &str = "-- tenants::hold_runs
+    UPDATE scheduled_prompt_runs SET look_again_at = 'infinity' WHERE status IN ('queued', 'running')";
+const HOLD_DELIVERIES: &str = "-- tenants::hold_deliveries
+    UPDATE deliveries SET look_again_at = 'infinity'
+     WHERE status IN ('pending', 'retrying', 'sending')";
+
+// What was held and has ended meanwhile is let go when it is opened again.
+const RELEASE_PROMPTS: &str = "-- tenants::release_prompts
+    UPDATE scheduled_prompts SET look_again_at = NULL
+     WHERE status = 'active' AND deleted_at IS NULL AND look_again_at = 'infinity'";
+const RELEASE_RUNS: &str = "-- tenants::release_runs
+    UPDATE scheduled_prompt_runs SET look_again_at = NULL
+     WHERE status IN ('queued', 'running') AND look_again_at = 'infinity'";
+const RELEASE_DELIVERIES: &str = "-- tenants::release_deliveries
+    UPDATE deliveries SET look_again_at = NULL
+     WHERE status IN ('pending', 'retrying', 'sending') AND look_again_at = 'infinity'";
 
 /// A tenant as it is seen by its owner and by the operator.
 #[derive(Debug)]

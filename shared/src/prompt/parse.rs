@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     CATCHUP_WINDOW_S, CATCHUP_WINDOW_S_MAX, CONTEXT_BYTES_MAX, DESCRIPTION_CHARS_MAX,
-    METADATA_BYTES_MAX, Misfire, NAME_CHARS_MAX, Overlap, PAUSE_AFTER_FAILURES,
+    METADATA_BYTES_MAX, Misfire, NAME_CHARS_MAX, OVERLAP_RUNS, OVERLAP_RUNS_MAX, Overlap, PAUSE_AFTER_FAILURES,
     PAUSE_AFTER_FAILURES_MAX, PromptSpec, RETRIES, RETRIES_MAX, RETRY_DELAY_MS, RETRY_DELAY_MS_MAX,
     RETRY_DELAY_MS_MIN, RUNS_MAX, Rules, TAG_CHARS_MAX, TAGS_MAX, TEXT_BYTES_MAX, TIMEOUT_MS,
     TIMEOUT_MS_MAX, TIMEOUT_MS_MIN,
@@ -68,6 +68,7 @@ pub(super) fn prompt(
         .word(&Misfire::ALL, Misfire::as_str);
     let max_runs = fields.optional("max_runs").integer(1..=RUNS_MAX);
     let mut number = |name, range, default| fields.optional(name).integer(range).unwrap_or(default);
+    let overlap_runs_max = number("overlap_runs_max", 1..=OVERLAP_RUNS_MAX, OVERLAP_RUNS);
     let delays = RETRY_DELAY_MS_MIN..=RETRY_DELAY_MS_MAX;
     let failures = 0..=PAUSE_AFTER_FAILURES_MAX;
     let catchup_window_s = number(
@@ -92,6 +93,7 @@ pub(super) fn prompt(
             exclusions: exclusions?,
             jitter_minutes,
             overlap: overlap.unwrap_or_default(),
+            overlap_runs_max,
             catchup_window_s,
             misfire: misfire.unwrap_or_default(),
             max_runs,

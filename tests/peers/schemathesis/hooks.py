@@ -53,6 +53,10 @@ BEYOND_SCHEMAS = [
     "metadata: too_long",
     "context: control_character",
     "metadata: control_character",
+    # Previews: the length of a range, and an object of the tenant.
+    "until: end_before_start",
+    "until: range_too_long",
+    "prompt_id: unknown_prompt",
     # Equal in more than their text.
     "destinations: duplicate",
     "to: duplicate",

@@ -83,48 +83,6 @@ async fn the_tenant_gives_the_zone_and_the_owner_the_address() {
 }
 
 #[tokio::test]
-async fn a_preview_is_the_body_of_the_schedule_and_writes_nothing() {
-    let world = World::new().await;
-    let tenant = world.tenant("ada").await;
-    let viewer = world.key_of_role(&tenant.key, "viewer").await;
-    let schedule =
-        json!({ "type": "cron", "expression": "30 1 * * *", "timezone": "Europe/London" });
-    let body = json!({ "schedule": schedule, "after": "2026-03-28T00:00:00Z", "count": 2 });
-    let reply = world.post(&viewer, "/v1/prompts/preview", body).await;
-    assert_eq!(reply.status, 200, "{}", reply.text);
-    let after = "2026-03-28T00:00:00Z".parse().unwrap();
-    let expected = shared::schedule::Schedule::from_stored(&schedule)
-        .unwrap()
-        .preview(after, 2);
-    assert_eq!(reply.body, serde_json::to_value(expected).unwrap());
-    let count = world
-        .one("SELECT count(*) AS n FROM scheduled_prompts", &[])
-        .await;
-    assert_eq!(count["n"], 0);
-
-    let body =
-        json!({ "schedule": { "type": "cron", "expression": "61 * * * *" }, "count": 101, "x": 1 });
-    let refused = world.post(&viewer, "/v1/prompts/preview", body).await;
-    refused.refused(422, "validation_failed");
-    let fields: Vec<_> = refused
-        .faults()
-        .into_iter()
-        .map(|(field, _)| field)
-        .collect();
-    assert_eq!(fields, ["schedule.expression", "count", "x"]);
-
-    world
-        .sql("UPDATE tenants SET interval_minutes_min = 60", &[])
-        .await;
-    let body = json!({ "schedule": { "type": "interval", "every_minutes": 59 } });
-    let refused = world.post(&viewer, "/v1/prompts/preview", body).await;
-    assert_eq!(
-        refused.faults(),
-        [("schedule".to_owned(), "below_minimum_interval".to_owned())]
-    );
-}
-
-#[tokio::test]
 async fn a_repeated_post_makes_one_prompt() {
     let world = World::new().await;
     let tenant = world.tenant("ada").await;

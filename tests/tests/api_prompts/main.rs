@@ -6,6 +6,7 @@ mod changes;
 mod isolation;
 mod lists;
 mod plans;
+mod previews;
 mod refusals;
 mod round_trips;
 mod runs;

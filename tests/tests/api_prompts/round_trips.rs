@@ -108,8 +108,10 @@ async fn no_route_waits_for_the_database_more_often_than_it_must() {
             (
                 "POST",
                 "/v1/prompts/preview".to_owned(),
-                Some(json!({ "schedule": prompt_body(json!({}))["schedule"] })),
-                1,
+                Some(json!({
+                    "schedule": prompt_body(json!({}))["schedule"], "prompt_id": prompt_id,
+                })),
+                2,
             ),
             ("GET", prompt.clone(), None, 1),
             (

@@ -47,8 +47,10 @@ pub async fn enqueue(
                   WHERE prompt_id = $1 AND status = 'queued'
              ), made AS (
                  INSERT INTO scheduled_prompt_runs
-                        (tenant_id, id, prompt_id, scheduled_for, trigger, status, attempts_max, prompt_version)
-                 SELECT tenant_id, $2, id, clock_timestamp(), $3, 'queued', max_retries + 1, spec_version
+                        (tenant_id, id, prompt_id, scheduled_for, trigger, status, attempts_max, prompt_version,
+                         available_at)
+                 SELECT tenant_id, $2, id, clock_timestamp(), $3, 'queued', max_retries + 1, spec_version,
+                        clock_timestamp()
                    FROM prompt, waiting
                   WHERE status IN ('active', 'paused') AND waiting.runs < $4
              )
@@ -169,6 +171,7 @@ pub async fn retry(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
                     "-- runs::retry_deliveries
                      UPDATE deliveries
                         SET status = 'pending', attempts_max = attempt + $2,
+                            looks_failed = 0, look_again_at = NULL,
                             next_attempt_at = clock_timestamp()
                       WHERE run_id = $1 AND purpose = 'output' AND status IN ('exhausted', 'held')",
                     &[&run, &DELIVERY_ATTEMPTS_MAX],
@@ -194,6 +197,7 @@ pub async fn retry(tx: &TenantTx, run_id: RunId) -> Result<Changed, DbError> {
                     "-- runs::retry
                      UPDATE scheduled_prompt_runs r
                         SET status = 'queued', reason = NULL, completed_at = NULL,
+                            looks_failed = 0, look_again_at = NULL,
                             attempts_max = r.attempt + p.max_retries + 1,
                             available_at = clock_timestamp()
                        FROM scheduled_prompts p

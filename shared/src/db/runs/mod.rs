@@ -11,26 +11,80 @@ mod record;
 
 pub use change::{Changed, Enqueue, QUEUED_MAX, cancel, cancel_queued, enqueue, retry};
 pub use claim::{
-    Claim, Intent, LockedRun, NextStep, claim, defer, lock, renew, skip_over_limit, vanished_claim,
+    Claim, Intent, LockedRun, NextStep, claim, defer, lock, renew, skip, vanished_claim,
 };
-pub use plan::{DuePrompt, lock_due, write_plan};
+pub use plan::{DuePrompt, Writing, lock_due, write_plan};
 pub use record::{
-    AfterFailure, Answer, Failure, NewDelivery, Notice, Recorded, SealedSecrets, Spent, Tokens,
+    AfterFailure, Answer, Failure, FailureWriting, NewDelivery, Notice, Recorded, SealedSecrets, Spent, Tokens,
     finish_failure, finish_output, record_failure, record_output, settle_late,
 };
 pub(super) use record::{
-    COUNT_END, Counted, DROP_PAUSED_SLOT, DeliveryRows, INSERT_DELIVERIES, INSERT_LOG, Log,
-    SECRETS, kept, sealed_secrets,
+    COUNT_END, Counted, DeliveryRows, INSERT_DELIVERIES, INSERT_LOG, Log, NO_CODE, SECRETS, kept,
+    sealed_secrets,
 };
 
+use chrono::{DateTime, Utc};
+use serde_json::Value;
 use tokio_postgres::Row;
 
-use super::{DbError, column};
+use super::{DbError, column, prompts::dropped_row};
 
-/// Claims of one tenant take turns, so that its limit of running runs is exact.
+/// What a prompt's slots follow from, and the first that is not accounted for.
+#[derive(Debug, Clone)]
+pub struct DueSlots {
+    /// That slot.
+    pub first: DateTime<Utc>,
+    /// The version that new runs use, as stored.
+    pub spec: Value,
+}
+
+/// The columns of [`DueSlots`], of a prompt `p` and its version `v`.
+macro_rules! due_slots {
+    () => {
+        "p.next_run_at, v.spec"
+    };
+}
+use due_slots;
+
+fn read_due_slots(row: &Row) -> Result<DueSlots, DbError> {
+    Ok(DueSlots {
+        first: column(row, "next_run_at")?,
+        spec: column(row, "spec")?,
+    })
+}
+
+/// What is due of a run's prompt that its next failure pauses. In a statement of its own, as one that
+/// waited for the prompt's lock would not see a version made meanwhile.
+pub(super) const DUE_AT_PAUSE: &str = concat!(
+    "-- runs::due_at_pause
+     SELECT ",
+    due_slots!(),
+    "  FROM scheduled_prompt_runs r
+       JOIN scheduled_prompts p ON p.tenant_id = r.tenant_id AND p.id = r.prompt_id
+       JOIN prompt_versions v ON v.tenant_id = p.tenant_id AND v.prompt_id = p.id
+                             AND v.version = p.spec_version
+      WHERE r.id = $1 AND p.status = 'active' AND p.deleted_at IS NULL
+        AND p.pause_after_failures > 0 AND p.consecutive_failures + 1 >= p.pause_after_failures
+        AND p.next_run_at <= clock_timestamp()"
+);
+
+/// What [`DUE_AT_PAUSE`] found.
+pub(super) fn due_at_pause(rows: &[Row]) -> Result<Option<DueSlots>, DbError> {
+    rows.first().map(read_due_slots).transpose()
+}
+
+/// What is due when the last run that `max_runs` allows is claimed. To be sent after the count.
+const DROP_OVER_LIMIT: &str = dropped_row!(
+    "-- runs::drop_over_limit",
+    "p.status = 'completed' AND p.status_reason = 'max_runs'"
+);
+
+/// Claims of one tenant take turns, so that its limit of running runs is exact. To be sent with the
+/// claim and the commit: others wait no longer than those take.
 const LOCK_CLAIMS: &str = "-- runs::lock_claims
     SELECT pg_advisory_xact_lock(
-        hashtextextended('claims:' || current_setting('app.current_tenant_id'), 0))";
+               hashtextextended('claims:' || current_setting('app.current_tenant_id'), 0))
+     WHERE $1::boolean";
 
 const CAPACITY: &str = "-- runs::capacity
     SELECT clock_timestamp() AS now, t.status = 'active' AS tenant_is_active, t.concurrent_runs_max,

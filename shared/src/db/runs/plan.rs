@@ -1,18 +1,22 @@
 //! The look at a prompt whose slots are due, and the writing of what becomes of them.
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
-    super::{DbError, TenantTx, column, tenant_tx::step},
-    CAPACITY, Claim, Intent, LOCK_CLAIMS, has_capacity, in_order, previous_output,
+    super::{
+        DbError, Param, TenantTx, column,
+        prompts::DroppedRow,
+        tenant_tx::step,
+    },
+    CAPACITY, Claim, DROP_OVER_LIMIT, DueSlots, Intent, LOCK_CLAIMS, due_slots, has_capacity,
+    in_order, previous_output, read_due_slots,
 };
 use crate::{
     ids::{AttemptId, PromptId, RunId},
     run::RunStatus,
-    slots::{Fate, OpenRun, Plan},
+    slots::{Dropped, Fate, Look, OpenRuns, Plan, SharedRow},
 };
 
 /// The prompt of a wake-up, locked, and what stands in its way.
@@ -22,20 +26,35 @@ pub struct DuePrompt {
     pub prompt_id: PromptId,
     /// The database's clock.
     pub now: DateTime<Utc>,
-    /// The first slot that is not yet accounted for.
-    pub next_run_at: DateTime<Utc>,
+    /// Its first slot that is not accounted for, and what the others follow from.
+    pub slots: DueSlots,
     /// The version that new runs use.
     pub spec_version: i64,
-    /// That version, as stored.
-    pub spec: Value,
     /// The output of the last success, where that version may name it.
     pub previous_output: Option<String>,
     /// Runs that `max_runs` still allows, queued ones taken off.
     pub runs_left: Option<u64>,
-    /// Its runs that are not over, test runs apart.
-    pub open: Vec<OpenRun>,
+    /// The next run to be claimed is the last that `max_runs` allows.
+    pub next_is_last: bool,
+    /// Its runs that are in the way of others.
+    pub open: OpenRuns,
+    /// Its newest slot row, where that stands for several missed ones.
+    pub shared: Option<SharedRow>,
     /// Whether the tenant may have another run under way.
     pub has_capacity: bool,
+}
+
+impl DuePrompt {
+    /// What a plan is made from.
+    #[must_use]
+    pub fn look(&self) -> Look {
+        Look {
+            first: self.slots.first,
+            now: self.now,
+            shared: self.shared,
+            open: self.open,
+        }
+    }
 }
 
 /// Locks a prompt if it and its tenant are active and a slot of it is due. One round trip.
@@ -58,7 +77,9 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
             step(
                 concat!(
                     "-- runs::due
-                     SELECT p.next_run_at, p.spec_version, p.run_count, p.max_runs, v.spec, ",
+                     SELECT p.spec_version, p.run_count, p.max_runs, ",
+                    due_slots!(),
+                    ", ",
                     previous_output!("p.id"),
                     "  FROM scheduled_prompts p
                        JOIN prompt_versions v ON v.tenant_id = p.tenant_id AND v.prompt_id = p.id
@@ -68,48 +89,101 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
                 ),
                 &[&id],
             ),
-            step(LOCK_CLAIMS, &[]),
+            // A backfill that waits is in nobody's way; it waits for the prompt's other runs itself.
             step(
                 "-- runs::open_of_prompt
-                 SELECT id, status, attempt FROM scheduled_prompt_runs
-                  WHERE prompt_id = $1 AND status IN ('queued', 'running') AND trigger <> 'test'
-                  ORDER BY created_at, id LIMIT 200",
+                 SELECT count(*) FILTER (WHERE in_the_way) AS open,
+                        count(*) FILTER (WHERE status = 'running') AS running,
+                        count(*) FILTER (WHERE attempt = 0) AS not_counted,
+                        (array_agg(id ORDER BY status = 'running' DESC, created_at, id)
+                            FILTER (WHERE in_the_way))[1] AS in_the_way,
+                        (array_agg(id ORDER BY scheduled_for DESC)
+                            FILTER (WHERE status = 'queued' AND trigger = 'schedule' AND attempt = 0))[1]
+                            AS waiting
+                   FROM (SELECT id, status, trigger, attempt, created_at, scheduled_for,
+                                status = 'running' OR trigger <> 'backfill' AS in_the_way
+                           FROM scheduled_prompt_runs
+                          WHERE prompt_id = $1 AND status IN ('queued', 'running')
+                            AND trigger <> 'test') r",
+                &[&id],
+            ),
+            step(
+                "-- runs::shared_row
+                 SELECT id, scheduled_until, status, slots_count FROM scheduled_prompt_runs
+                  WHERE prompt_id = $1 AND trigger IN ('schedule', 'backfill')
+                  ORDER BY scheduled_for DESC LIMIT 1",
                 &[&id],
             ),
             step(CAPACITY, &[]),
         ])
         .await?;
-    let [_, prompt, _, open, capacity] = in_order(&results)?;
-    let (Some(prompt), Some(capacity)) = (prompt.first(), capacity.first()) else {
+    let [_, prompt, open, newest, capacity] = in_order(&results)?;
+    let (Some(prompt), Some(open), Some(capacity)) =
+        (prompt.first(), open.first(), capacity.first())
+    else {
         return Ok(None);
     };
     if !column::<bool>(capacity, "tenant_is_active")? {
         return Ok(None);
     }
-    let not_counted = open
-        .iter()
-        .map(|row| column::<i32>(row, "attempt"))
-        .filter(|attempt| matches!(attempt, Ok(0)))
-        .count();
+    let max_runs = column::<Option<i32>>(prompt, "max_runs")?.map(i64::from);
+    let run_count: i64 = column(prompt, "run_count")?;
+    let taken = run_count + column::<i64>(open, "not_counted")?;
     Ok(Some(DuePrompt {
         prompt_id,
         now: column(capacity, "now")?,
-        next_run_at: column(prompt, "next_run_at")?,
+        slots: read_due_slots(prompt)?,
         spec_version: column(prompt, "spec_version")?,
-        spec: column(prompt, "spec")?,
         previous_output: column(prompt, "previous_output")?,
-        runs_left: runs_left(
-            column(prompt, "max_runs")?,
-            column(prompt, "run_count")?,
-            not_counted,
-        ),
-        open: open.iter().map(open_run).collect::<Result<_, _>>()?,
+        runs_left: max_runs.map(|max| u64::try_from(max - taken).unwrap_or(0)),
+        next_is_last: max_runs.is_some_and(|max| run_count + 1 >= max),
+        open: open_runs(open)?,
+        shared: newest
+            .first()
+            .map(shared_row)
+            .transpose()?
+            .flatten(),
         has_capacity: has_capacity(capacity)?,
     }))
 }
 
-/// Writes a plan: a row per slot, the prompt's next slot, and, where `claim` is given, the claim
-/// of the run that it names (one of the plan's rows). Ends the transaction. One round trip.
+fn open_runs(row: &Row) -> Result<OpenRuns, DbError> {
+    let count = |name| Ok::<_, DbError>(u32::try_from(column::<i64>(row, name)?).unwrap_or(u32::MAX));
+    let run = |name| Ok::<_, DbError>(column::<Option<Uuid>>(row, name)?.map(RunId::from));
+    Ok(OpenRuns {
+        count: count("open")?,
+        running: count("running")?,
+        in_the_way: run("in_the_way")?,
+        waiting: run("waiting")?,
+    })
+}
+
+fn shared_row(row: &Row) -> Result<Option<SharedRow>, DbError> {
+    let until: Option<DateTime<Utc>> = column(row, "scheduled_until")?;
+    let missed = column::<String>(row, "status")? == RunStatus::Missed.as_str();
+    let run_id = RunId::from(column::<Uuid>(row, "id")?);
+    Ok(until
+        .filter(|_| missed)
+        .map(|until| SharedRow { run_id, until }))
+}
+
+/// What to write of a look at a prompt.
+#[derive(Debug)]
+pub struct Writing<'a> {
+    /// What becomes of its slots.
+    pub plan: &'a Plan,
+    /// Tries that each run may have.
+    pub attempts_max: i32,
+    /// The id of the first run of the plan, if it has one.
+    pub run_id: RunId,
+    /// To claim that run at once.
+    pub intent: Option<&'a Intent>,
+    /// What is due behind the plan, and is dropped when that claim is the prompt's last.
+    pub dropped: Option<Dropped>,
+}
+
+/// Writes a plan: a row per slot, the prompt's next slot, and the claim of the first run, if one is
+/// asked for and the tenant has a place free. Ends the transaction. One round trip.
 ///
 /// Gives `None` where nothing was claimed.
 ///
@@ -118,65 +192,37 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
 pub async fn write_plan(
     tx: TenantTx,
     due: &DuePrompt,
-    plan: &Plan,
-    attempts_max: i32,
-    claim: Option<(RunId, &Intent)>,
+    writing: &Writing<'_>,
 ) -> Result<Option<Claim>, DbError> {
     let tenant_id = tx.tenant();
-    let tenant = tenant_id.uuid();
-    let prompt = due.prompt_id.uuid();
-    let rows = PlanRows::new(plan, claim.as_ref().map(|(id, _)| *id));
-    let claimed = claim.as_ref().map(|(id, _)| id.uuid());
-    let attempt_id = AttemptId::new().uuid();
-    let none = Intent {
-        rendered_input: None,
-        rendered_system: None,
-        provider: "",
-        model: String::new(),
-        lease_ms: 0,
-    };
-    let intent = claim.as_ref().map_or(&none, |(_, intent)| *intent);
+    let (tenant, prompt) = (tenant_id.uuid(), due.prompt_id.uuid());
+    let plan = writing.plan;
+    let rows = PlanRows::new(plan, due.now, writing.run_id);
+    let extended = plan.extension.map(|extension| extension.run_id.uuid());
+    let (more, until) = plan
+        .extension
+        .map_or((0, None), |extension| (extension.count, Some(extension.until)));
+    let replaced = plan.replaced.map(RunId::uuid);
+    let run = writing.intent.map(|_| writing.run_id.uuid());
+    let taken_by = writing.run_id.uuid();
+    let attempt = AttemptId::new().uuid();
+    let none = Intent::default();
+    let intent = writing.intent.unwrap_or(&none);
     let ended = plan.next.is_none().then_some("schedule_ended");
+    let dropped = DroppedRow::new(writing.dropped.filter(|_| run.is_some()));
     let results = tx
         .commit_with(&[
             step(
-                "-- runs::insert_planned
-                 INSERT INTO scheduled_prompt_runs
-                        (tenant_id, id, prompt_id, scheduled_for, trigger, status, reason,
-                         error_message, slots_count, scheduled_until, attempts_max, prompt_version,
-                         completed_at)
-                 SELECT $1, t.id, $2, t.scheduled_for, 'schedule', t.status, t.reason,
-                        t.message, t.slots_count, t.scheduled_until, $3, $4,
-                        CASE WHEN t.status <> 'queued' THEN clock_timestamp() END
-                   FROM unnest($5::uuid[], $6::timestamptz[], $7::text[], $8::text[], $9::text[],
-                               $10::int[], $11::timestamptz[])
-                     AS t (id, scheduled_for, status, reason, message, slots_count, scheduled_until)
-                 ON CONFLICT (tenant_id, prompt_id, scheduled_for)
-                    WHERE trigger IN ('schedule', 'backfill') DO NOTHING",
-                &[
-                    &tenant,
-                    &prompt,
-                    &attempts_max,
-                    &due.spec_version,
-                    &rows.ids,
-                    &rows.scheduled_for,
-                    &rows.statuses,
-                    &rows.reasons,
-                    &rows.messages,
-                    &rows.counts,
-                    &rows.untils,
-                ],
+                INSERT_PLANNED,
+                &rows.params(&tenant, &prompt, &writing.attempts_max, &due.spec_version),
             ),
+            step(EXTEND_MISSED, &[&extended, &more, &until]),
+            step(REPLACE_WAITING, &[&replaced, &taken_by]),
+            step(LOCK_CLAIMS, &[&run.is_some()]),
             step(
-                "-- runs::claim_planned
-                 UPDATE scheduled_prompt_runs
-                    SET status = 'running', fence = 1, attempt = 1, started_at = clock_timestamp(),
-                        lease_expires_at = clock_timestamp() + $2::bigint * interval '1 millisecond',
-                        rendered_input = $3, provider = $4, model = $5, rendered_system = $6
-                  WHERE id = $1 AND status = 'queued'
-                 RETURNING id",
+                CLAIM_PLANNED,
                 &[
-                    &claimed,
+                    &run,
                     &intent.lease_ms,
                     &intent.rendered_input,
                     &intent.provider,
@@ -185,48 +231,86 @@ pub async fn write_plan(
                 ],
             ),
             step(
-                "-- runs::intend_planned
-                 INSERT INTO run_attempts (tenant_id, id, run_id, attempt, fence, status, provider, model)
-                 SELECT tenant_id, $2, id, 1, 1, 'started', $3, $4
-                   FROM scheduled_prompt_runs WHERE id = $1 AND status = 'running'",
-                &[&claimed, &attempt_id, &intent.provider, &intent.model],
+                INTEND_PLANNED,
+                &[&run, &attempt, &intent.provider, &intent.model],
             ),
-            step(
-                "-- runs::advance_prompt
-                 UPDATE scheduled_prompts p
-                    SET run_count = n.run_count,
-                        next_run_at = CASE WHEN n.reason IS NULL THEN $3::timestamptz END,
-                        status = CASE WHEN n.reason IS NULL THEN p.status ELSE 'completed' END,
-                        status_reason = coalesce(n.reason, p.status_reason),
-                        completed_at = CASE WHEN n.reason IS NULL THEN p.completed_at
-                                            ELSE clock_timestamp() END,
-                        version = p.version + CASE WHEN n.reason IS NULL THEN 0 ELSE 1 END
-                   FROM (SELECT q.run_count + c.claimed AS run_count,
-                                CASE WHEN q.max_runs <= q.run_count + c.claimed THEN 'max_runs'
-                                     ELSE $4::text END AS reason
-                           FROM scheduled_prompts q,
-                                (SELECT count(*) AS claimed FROM scheduled_prompt_runs
-                                  WHERE id = $2 AND status = 'running') c
-                          WHERE q.id = $1) n
-                  WHERE p.id = $1",
-                &[&prompt, &claimed, &plan.next, &ended],
-            ),
+            step(ADVANCE_PROMPT, &[&prompt, &run, &plan.next, &ended]),
+            step(DROP_OVER_LIMIT, &dropped.params(&prompt, &"max_runs")),
         ])
         .await?;
-    let claimed_rows = results.get(1).map_or(0, Vec::len);
-    Ok(claim
-        .filter(|_| claimed_rows == 1)
-        .map(|(run_id, _)| Claim {
-            tenant_id,
-            prompt_id: due.prompt_id,
-            run_id,
-            fence: 1,
-            attempt: 1,
-            attempts_max,
-        }))
+    let claimed = results.get(4).map_or(0, Vec::len);
+    Ok((claimed == 1).then_some(Claim {
+        tenant_id,
+        prompt_id: due.prompt_id,
+        run_id: writing.run_id,
+        fence: 1,
+        attempt: 1,
+        attempts_max: writing.attempts_max,
+    }))
 }
 
-/// Columns of `runs::insert_planned`.
+const INSERT_PLANNED: &str = "-- runs::insert_planned
+    INSERT INTO scheduled_prompt_runs
+           (tenant_id, id, prompt_id, scheduled_for, trigger, status, reason, error_message,
+            slots_count, scheduled_until, overlapped_by, available_at, attempts_max, prompt_version,
+            completed_at)
+    SELECT $1, t.id, $2, t.scheduled_for, 'schedule', t.status, t.reason, t.message, t.slots_count,
+           t.scheduled_until, t.overlapped_by, t.available_at, $3, $4,
+           CASE WHEN t.status <> 'queued' THEN clock_timestamp() END
+      FROM unnest($5::uuid[], $6::timestamptz[], $7::text[], $8::text[], $9::text[], $10::int[],
+                  $11::timestamptz[], $12::uuid[], $13::timestamptz[])
+        AS t (id, scheduled_for, status, reason, message, slots_count, scheduled_until,
+              overlapped_by, available_at)
+    ON CONFLICT (tenant_id, prompt_id, scheduled_for)
+       WHERE trigger IN ('schedule', 'backfill') DO NOTHING";
+
+const EXTEND_MISSED: &str = "-- runs::extend_missed
+    UPDATE scheduled_prompt_runs
+       SET slots_count = slots_count + $2, scheduled_until = $3
+     WHERE id = $1 AND status = 'missed'";
+
+const REPLACE_WAITING: &str = "-- runs::replace_waiting
+    UPDATE scheduled_prompt_runs
+       SET status = 'skipped', reason = 'replaced', overlapped_by = $2::uuid,
+           error_message = 'run ' || $2::uuid || ' took its place', completed_at = clock_timestamp()
+     WHERE id = $1 AND status = 'queued' AND attempt = 0";
+
+/// Behind [`LOCK_CLAIMS`]: what is running is then counted as it is.
+const CLAIM_PLANNED: &str = "-- runs::claim_planned
+    UPDATE scheduled_prompt_runs
+       SET status = 'running', fence = 1, attempt = 1, started_at = clock_timestamp(),
+           lease_expires_at = clock_timestamp() + $2::bigint * interval '1 millisecond',
+           rendered_input = $3, provider = $4, model = $5, rendered_system = $6
+     WHERE id = $1 AND status = 'queued'
+       AND (SELECT count(*) FROM scheduled_prompt_runs o WHERE o.status = 'running')
+         < (SELECT t.concurrent_runs_max FROM tenants t)
+    RETURNING id";
+
+const INTEND_PLANNED: &str = "-- runs::intend_planned
+    INSERT INTO run_attempts (tenant_id, id, run_id, attempt, fence, status, provider, model)
+    SELECT tenant_id, $2, id, 1, 1, 'started', $3, $4
+      FROM scheduled_prompt_runs WHERE id = $1 AND status = 'running'";
+
+/// The slot moves on only here, and with it what failed looks had put off.
+const ADVANCE_PROMPT: &str = "-- runs::advance_prompt
+    UPDATE scheduled_prompts p
+       SET run_count = n.run_count,
+           next_run_at = CASE WHEN n.reason IS NULL THEN $3::timestamptz END,
+           looks_failed = 0, look_again_at = NULL,
+           status = CASE WHEN n.reason IS NULL THEN p.status ELSE 'completed' END,
+           status_reason = coalesce(n.reason, p.status_reason),
+           completed_at = CASE WHEN n.reason IS NULL THEN p.completed_at ELSE clock_timestamp() END,
+           version = p.version + CASE WHEN n.reason IS NULL THEN 0 ELSE 1 END
+      FROM (SELECT q.run_count + c.claimed AS run_count,
+                   CASE WHEN q.max_runs <= q.run_count + c.claimed THEN 'max_runs'
+                        ELSE $4::text END AS reason
+              FROM scheduled_prompts q,
+                   (SELECT count(*) AS claimed FROM scheduled_prompt_runs
+                     WHERE id = $2 AND status = 'running') c
+             WHERE q.id = $1) n
+     WHERE p.id = $1";
+
+/// Columns of [`INSERT_PLANNED`].
 #[derive(Default)]
 struct PlanRows {
     ids: Vec<Uuid>,
@@ -236,37 +320,39 @@ struct PlanRows {
     messages: Vec<Option<String>>,
     counts: Vec<i32>,
     untils: Vec<Option<DateTime<Utc>>>,
+    overlapped_by: Vec<Option<Uuid>>,
+    available_at: Vec<DateTime<Utc>>,
 }
 
 impl PlanRows {
-    /// The first slot that runs gets the claimant's id.
-    fn new(plan: &Plan, mut claimed: Option<RunId>) -> Self {
+    /// The first slot that runs gets the id `first`.
+    fn new(plan: &Plan, now: DateTime<Utc>, first: RunId) -> Self {
         let mut rows = Self::default();
+        let mut first = Some(first);
         for planned in &plan.rows {
-            let (status, reason, message, count, until) = match &planned.fate {
-                Fate::Run => (RunStatus::Queued, None, None, 1, None),
-                Fate::Overlapped { by } => (
-                    RunStatus::Skipped,
-                    Some("overlap"),
-                    Some(format!("run {by} was under way")),
-                    1,
-                    None,
-                ),
-                Fate::OverLimit => (RunStatus::Skipped, Some("max_runs"), None, 1, None),
+            let (mut by, mut count, mut until, mut available_at) = (None, 1, None, now);
+            let (status, reason) = match planned.fate {
+                Fate::Run { after } => {
+                    available_at = now + after;
+                    (RunStatus::Queued, None)
+                }
+                Fate::Overlapped { by: run_id } => {
+                    by = Some(run_id);
+                    (RunStatus::Skipped, Some("overlap"))
+                }
+                Fate::OverLimit => (RunStatus::Skipped, Some("max_runs")),
                 Fate::Missed {
                     reason,
-                    count,
-                    until,
-                } => (
-                    RunStatus::Missed,
-                    Some(*reason),
-                    None,
-                    *count,
-                    (*count > 1).then_some(*until),
-                ),
+                    count: slots,
+                    until: last,
+                } => {
+                    count = slots;
+                    until = (slots > 1).then_some(last);
+                    (RunStatus::Missed, Some(reason))
+                }
             };
-            let id = if planned.fate == Fate::Run {
-                claimed.take().unwrap_or_else(RunId::new)
+            let id = if status == RunStatus::Queued {
+                first.take().unwrap_or_else(RunId::new)
             } else {
                 RunId::new()
             };
@@ -274,22 +360,37 @@ impl PlanRows {
             rows.scheduled_for.push(planned.scheduled_for);
             rows.statuses.push(status.as_str());
             rows.reasons.push(reason);
-            rows.messages.push(message);
+            rows.messages
+                .push(by.map(|by| format!("run {by} was not over")));
             rows.counts.push(count);
             rows.untils.push(until);
+            rows.overlapped_by.push(by.map(RunId::uuid));
+            rows.available_at.push(available_at);
         }
         rows
     }
-}
 
-fn open_run(row: &Row) -> Result<OpenRun, DbError> {
-    Ok(OpenRun {
-        id: RunId::from(column::<Uuid>(row, "id")?),
-        queued: column::<String>(row, "status")? == "queued",
-    })
-}
-
-fn runs_left(max_runs: Option<i32>, run_count: i64, queued: usize) -> Option<u64> {
-    let taken = run_count.saturating_add(i64::try_from(queued).unwrap_or(i64::MAX));
-    max_runs.map(|max| u64::try_from(i64::from(max).saturating_sub(taken)).unwrap_or(0))
+    fn params<'a>(
+        &'a self,
+        tenant: &'a Uuid,
+        prompt: &'a Uuid,
+        attempts_max: &'a i32,
+        version: &'a i64,
+    ) -> [Param<'a>; 13] {
+        [
+            tenant,
+            prompt,
+            attempts_max,
+            version,
+            &self.ids,
+            &self.scheduled_for,
+            &self.statuses,
+            &self.reasons,
+            &self.messages,
+            &self.counts,
+            &self.untils,
+            &self.overlapped_by,
+            &self.available_at,
+        ]
+    }
 }

@@ -10,14 +10,16 @@ use uuid::Uuid;
 use super::{
     super::{
         DbError, Param, TenantTx, column,
+        prompts::{DROP_SLOTS, DroppedRow},
         tenant_tx::{Step, step},
     },
-    Claim, in_order, word,
+    Claim, DUE_AT_PAUSE, DueSlots, due_at_pause, in_order, word,
 };
 use crate::{
     destination::Kind,
-    ids::{DeliveryId, RunId},
+    ids::DeliveryId,
     run::{RunStatus, RunTrigger},
+    slots::Dropped,
 };
 
 /// A model's answer, as it is kept.
@@ -67,6 +69,8 @@ pub struct Recorded {
     pub pauses: bool,
     /// Failures in a row, with this one if it is one.
     pub consecutive_failures: i32,
+    /// What is due of the prompt, where this failure would pause it.
+    pub due_at_pause: Option<DueSlots>,
     /// Who is told of a failure.
     pub notification_email: Option<String>,
     /// The tenant's sealed signing secrets.
@@ -285,7 +289,7 @@ fn columns_of(tokens: Option<Tokens>) -> [Option<i64>; 3] {
 }
 
 async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Recorded, DbError> {
-    let prompt = claim.prompt_id.uuid();
+    let (prompt, run) = (claim.prompt_id.uuid(), claim.run_id.uuid());
     let results = tx
         .pipeline(&[
             step(
@@ -298,6 +302,7 @@ async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Reco
                 &[&prompt],
             ),
             update,
+            step(DUE_AT_PAUSE, &[&run]),
             step(SECRETS, &[]),
             step(
                 "-- runs::gone_webhooks
@@ -306,7 +311,7 @@ async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Reco
             ),
         ])
         .await?;
-    let [prompt, run, secrets, gone] = in_order(&results)?;
+    let [prompt, run, due, secrets, gone] = in_order(&results)?;
     let (Some(prompt), Some(run)) = (prompt.first(), run.first()) else {
         return Err(DbError::StaleLease);
     };
@@ -317,6 +322,7 @@ async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Reco
         trigger,
         pauses: column::<bool>(prompt, "pauses")? && trigger != RunTrigger::Test,
         consecutive_failures: column(prompt, "consecutive_failures")?,
+        due_at_pause: due_at_pause(due)?,
         notification_email: column(prompt, "notification_email")?,
         secrets: sealed_secrets(secrets)?,
         gone_webhooks: gone
@@ -384,6 +390,7 @@ pub async fn finish_output(
                     &status.as_str(),
                     &counted.ends,
                     &false,
+                    &NO_CODE,
                 ],
             ),
             step(
@@ -402,8 +409,22 @@ pub async fn finish_output(
     kept(results.first())
 }
 
+/// What is written with a failed try.
+#[derive(Debug, Clone, Copy)]
+pub struct FailureWriting<'a> {
+    /// `error` or `unknown`.
+    pub attempt_status: &'static str,
+    /// Who is told, held by this claimant for so many milliseconds.
+    pub notices: &'a [&'a NewDelivery],
+    /// How long.
+    pub lease_ms: i64,
+    /// What is due of the prompt, where this failure pauses it.
+    pub dropped: Option<Dropped>,
+}
+
 /// Settles the attempt, inserts a notice if there is one, counts, and commits. Gives the notices
-/// that were inserted: the run may have sent one before. One round trip.
+/// that were inserted: a run has one notice of its failure, however often it is retried. One round
+/// trip.
 ///
 /// # Errors
 /// When the database does not answer; then nothing of the recording is kept.
@@ -412,15 +433,13 @@ pub async fn finish_failure(
     claim: &Claim,
     recorded: &Recorded,
     failure: &Failure,
-    attempt_status: &'static str,
-    notices: &[&NewDelivery],
-    lease_ms: i64,
+    writing: &FailureWriting<'_>,
 ) -> Result<Vec<DeliveryId>, DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
     let [input, output, cached] = columns_of(failure.spent.and_then(|spent| spent.tokens));
     let cost = failure.spent.and_then(|spent| spent.cost_usd);
-    let rows = DeliveryRows::new(notices);
+    let rows = DeliveryRows::new(writing.notices);
     let (status, level, words) = match failure.then {
         AfterFailure::RetryIn { .. } => {
             (RunStatus::Queued, "warn", "try failed, another will follow")
@@ -438,9 +457,14 @@ pub async fn finish_failure(
     );
     let counted = Counted::of(status, recorded.trigger);
     let pauses = recorded.pauses && counted.failures > 0;
+    let dropped = DroppedRow::new(writing.dropped.filter(|_| pauses));
+    let prompt = claim.prompt_id.uuid();
     let results = tx
         .commit_with(&[
-            step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
+            step(
+                INSERT_DELIVERIES,
+                &rows.params(&tenant, &run, &writing.lease_ms),
+            ),
             step(
                 "-- runs::settle_error
              UPDATE run_attempts
@@ -450,7 +474,7 @@ pub async fn finish_failure(
                 &[
                     &run,
                     &claim.fence,
-                    &attempt_status,
+                    &writing.attempt_status,
                     &failure.code,
                     &input,
                     &output,
@@ -468,19 +492,17 @@ pub async fn finish_failure(
                     &failure.spent.is_some(),
                 ],
             ),
-            step(
-                DROP_PAUSED_SLOT,
-                &[&claim.prompt_id.uuid(), &RunId::new().uuid(), &pauses],
-            ),
+            step(DROP_SLOTS, &dropped.params(&prompt, &"paused")),
             step(
                 COUNT_END,
                 &[
-                    &claim.prompt_id.uuid(),
+                    &prompt,
                     &counted.successes,
                     &counted.failures,
                     &status.as_str(),
                     &counted.ends,
                     &pauses,
+                    &failure.code,
                 ],
             ),
             step(INSERT_LOG, &log.params(&tenant, &run)),
@@ -540,25 +562,26 @@ pub(in crate::db) const SECRETS: &str = "-- runs::secrets
                 THEN webhook_secret_previous_sealed END AS previous
       FROM tenants";
 
-/// A run that fails again after a retry has another notice, behind the earlier ones.
+/// A run has one notice of its failure, however often it is retried: who asks for a retry looks at
+/// it. A pause has a notice of its own each time.
 pub(in crate::db) const INSERT_DELIVERIES: &str = "-- runs::insert_deliveries
     INSERT INTO deliveries
            (tenant_id, run_id, id, purpose, position, kind, target, destination, body, attempts_max,
             status, attempt, fence, lease_expires_at)
     SELECT $1, $2, t.id, t.purpose,
-           t.position + CASE t.purpose WHEN 'output' THEN 0 ELSE (
-               SELECT count(*)::int FROM deliveries earlier
-                WHERE earlier.run_id = $2 AND earlier.purpose = t.purpose) END,
+           t.position + CASE t.purpose WHEN 'paused_notice' THEN notices.paused ELSE 0 END,
            t.kind, t.target, t.destination, t.body, t.attempts_max,
            'sending', 1, 1, clock_timestamp() + $3::bigint * interval '1 millisecond'
       FROM unnest($4::uuid[], $5::text[], $6::int[], $7::text[], $8::text[], $9::jsonb[], $10::bytea[],
                   $11::int[])
-        AS t (id, purpose, position, kind, target, destination, body, attempts_max)
+        AS t (id, purpose, position, kind, target, destination, body, attempts_max),
+           (SELECT count(*) AS any, count(*) FILTER (WHERE purpose = 'paused_notice')::int AS paused
+              FROM deliveries WHERE run_id = $2 AND purpose <> 'output') notices
+     WHERE t.purpose <> 'failure_notice' OR notices.any = 0
     ON CONFLICT (tenant_id, run_id, purpose, position) DO NOTHING
     RETURNING id";
 
-/// The deliveries that [`INSERT_DELIVERIES`] kept: a run has one notice of each sort, however often
-/// it fails.
+/// The deliveries that [`INSERT_DELIVERIES`] kept.
 pub(in crate::db) fn kept(rows: Option<&Vec<Row>>) -> Result<Vec<DeliveryId>, DbError> {
     let rows = rows.into_iter().flatten();
     rows.map(|row| Ok(DeliveryId::from(column::<Uuid>(row, "id")?)))
@@ -581,32 +604,29 @@ pub(in crate::db) const INSERT_LOG: &str = "-- runs::log
     INSERT INTO run_logs (tenant_id, run_id, id, level, message, context)
     VALUES ($1, $2, $3, $4, $5, $6)";
 
-/// A run's end: $2 successes and $3 failures more, $5 whether it ended, $6 whether that pauses.
+/// A run's end: $2 successes and $3 failures more, $5 whether it ended, $6 whether that pauses, $7
+/// the failure's code.
 pub(in crate::db) const COUNT_END: &str = "-- runs::count_end
-    UPDATE scheduled_prompts
-       SET success_count = success_count + $2::int,
-           failure_count = failure_count + $3::int,
-           consecutive_failures = CASE WHEN $2::int > 0 THEN 0 ELSE greatest(consecutive_failures + $3::int, 0) END,
+    UPDATE scheduled_prompts p
+       SET success_count = p.success_count + $2::int,
+           failure_count = p.failure_count + $3::int,
+           consecutive_failures = f.in_a_row,
            last_status = $4::text,
            last_run_at = clock_timestamp(),
-           status = CASE WHEN $6::boolean THEN 'paused' ELSE status END,
-           status_reason = CASE WHEN $6::boolean THEN 'failures' ELSE status_reason END,
-           next_run_at = CASE WHEN $6::boolean THEN NULL ELSE next_run_at END,
-           version = version + CASE WHEN $6::boolean THEN 1 ELSE 0 END
-     WHERE id = $1 AND $5::boolean";
+           status = CASE WHEN $6::boolean THEN 'paused' ELSE p.status END,
+           status_reason = CASE WHEN $6::boolean THEN 'failures' ELSE p.status_reason END,
+           status_note = CASE WHEN $6::boolean
+                              THEN f.in_a_row || ' failed runs in a row; the last failed with ' || $7::text
+                              ELSE p.status_note END,
+           next_run_at = CASE WHEN $6::boolean THEN NULL ELSE p.next_run_at END,
+           version = p.version + CASE WHEN $6::boolean THEN 1 ELSE 0 END
+      FROM (SELECT q.id, CASE WHEN $2::int > 0 THEN 0
+                              ELSE greatest(q.consecutive_failures + $3::int, 0) END AS in_a_row
+              FROM scheduled_prompts q WHERE q.id = $1) f
+     WHERE p.id = f.id AND $5::boolean";
 
-/// A slot that was due when its prompt was paused, and that nobody had looked at: $3 says whether
-/// the prompt is paused. To be sent before [`COUNT_END`], which takes the slot away.
-pub(in crate::db) const DROP_PAUSED_SLOT: &str = "-- runs::drop_paused_slot
-    INSERT INTO scheduled_prompt_runs
-           (tenant_id, id, prompt_id, scheduled_for, trigger, status, reason, attempts_max,
-            prompt_version, completed_at)
-    SELECT p.tenant_id, $2, p.id, p.next_run_at, 'schedule', 'skipped', 'paused',
-           p.max_retries + 1, p.spec_version, clock_timestamp()
-      FROM scheduled_prompts p
-     WHERE p.id = $1 AND $3::boolean AND p.next_run_at <= clock_timestamp()
-    ON CONFLICT (tenant_id, prompt_id, scheduled_for)
-       WHERE trigger IN ('schedule', 'backfill') DO NOTHING";
+/// For [`COUNT_END`], where nothing failed.
+pub(in crate::db) const NO_CODE: &str = "";
 
 /// What a run's new status adds to its prompt's counters.
 #[derive(Debug, Clone, Copy)]

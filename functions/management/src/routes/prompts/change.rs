@@ -8,9 +8,7 @@ use serde_json::{Map, Value};
 use shared::{
     db::{
         DbError, TenantTx,
-        prompts::{
-            self, DroppedSlots, Limits, NewPrompt, NewSpec, NewStatus, Prompt, PromptStatus,
-        },
+        prompts::{self, Limits, NewPrompt, NewSpec, NewStatus, Prompt, PromptStatus},
         runs,
     },
     destination::Destination,
@@ -19,12 +17,10 @@ use shared::{
     ids::{PromptId, UserId},
     prompt::{PromptSpec, Rules},
     schedule::ScheduleType,
+    slots,
 };
 
 use crate::{app::App, error::ApiError, request::IfMatch};
-
-/// Slots that are counted when a change drops those that were due; what is beyond is not told.
-const DROPPED_SLOTS_MAX: i32 = 10_000;
 
 /// A prompt after a change that was asked for.
 pub(super) struct Changed {
@@ -219,22 +215,10 @@ async fn drop_due(
         return Ok(());
     };
     let spec = stored_spec(prompt)?;
-    let mut dropped = DroppedSlots {
-        id: prompt.id,
-        first,
-        last: first,
-        count: 1,
-        reason,
-    };
-    while dropped.count < DROPPED_SLOTS_MAX
-        && let Some(slot) = spec
-            .next_slot(dropped.last, &NO_HOLIDAYS)
-            .filter(|slot| *slot <= now)
-    {
-        dropped.last = slot;
-        dropped.count += 1;
+    let next = |after| spec.next_slot(after, &NO_HOLIDAYS);
+    if let Some(dropped) = slots::dropped(first, now, next) {
+        prompts::drop_slots(tx, prompt.id, dropped, reason).await?;
     }
-    prompts::drop_slots(tx, &dropped).await?;
     Ok(())
 }
 

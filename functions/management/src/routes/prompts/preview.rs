@@ -1,68 +1,75 @@
-//! What a schedule would do, before anything is saved.
+//! What a schedule and its policies would do, before anything is saved.
 
 use axum::{Json, extract::State};
-use chrono::{DateTime, Utc};
+use serde_json::Value;
 use shared::{
-    db::prompts,
-    fields::Fields,
-    schedule::{Form, Preview},
+    db::preview::{self, Basis},
+    exclusion::NO_HOLIDAYS,
+    fault::Fault,
+    simulate::{self, PreviewBody, Request, Simulation},
 };
-use utoipa::ToSchema;
+use tokio::task::spawn_blocking;
 
 use super::change::rules;
 use crate::{app::App, auth::Caller, command::Command, error::ApiError, query::Query};
 
-const COUNT: u8 = 5;
-const COUNT_MAX: u8 = 100;
-
 /// Preview a schedule
 ///
-/// What a schedule would do: its next slots, what EventBridge would be told, a description and
-/// warnings. Writes nothing.
+/// What a schedule and its policies would do over a number of slots, or over a range of up to 400
+/// days: every slot and what becomes of it, every time that never comes due and why, a forecast of the
+/// cost, what EventBridge would be told, a description and warnings. Writes nothing.
 #[utoipa::path(
     post, path = "/v1/prompts/preview", tag = "prompts",
-    request_body(content = PreviewBody, example = json!({
-        "schedule": { "type": "cron", "expression": "30 1 * * *", "timezone": "Europe/London" },
-        "after": "2026-03-28T00:00:00Z",
-        "count": 3,
-    })),
-    responses((status = 200, description = "The next slots", body = Preview))
+    request_body(content = PreviewBody, examples(
+        ("slots" = (summary = "The next slots", value = json!({
+            "schedule": { "type": "cron", "expression": "30 1 * * *", "timezone": "Europe/London" },
+            "after": "2026-03-28T00:00:00Z",
+            "count": 3,
+        }))),
+        ("month" = (summary = "A month, with long runs and a price", value = json!({
+            "schedule": { "type": "cron", "expression": "0 * * * 1-5", "timezone": "Europe/London" },
+            "exclusions": { "dates": ["2026-12-25"] },
+            "overlap": "buffer_one",
+            "max_runs": 400,
+            "from": "2026-12-01T00:00:00Z",
+            "until": "2027-01-01T00:00:00Z",
+            "assumed_run_s": 4_000,
+            "model": "openai/gpt-5-mini",
+            "assumed_input_tokens": 800,
+            "assumed_output_tokens": 600,
+        }))),
+    )),
+    responses((status = 200, description = "What would happen", body = Simulation))
 )]
 pub(super) async fn preview_schedule(
     State(app): State<App>,
     caller: Caller,
     query: Query,
     command: Command,
-) -> Result<Json<Preview>, ApiError> {
+) -> Result<Json<Simulation>, ApiError> {
     query.finish()?;
     let body = command.json()?;
+    let prompt_id = Request::prompt_id(&body);
     let tx = app.db.tenant(caller.tenant_id()).await?;
-    let limits = prompts::limits(tx).await?;
-    let mut fields = Fields::new(&body);
-    let rules = rules(&app, &limits)?;
-    let schedule = fields
-        .required("schedule")
-        .parse(|value| rules.schedule(value));
-    let after = fields.optional("after").instant().unwrap_or(limits.now);
-    let count = fields
-        .optional("count")
-        .integer(1..=COUNT_MAX)
-        .unwrap_or(COUNT);
-    let schedule = fields.finish(schedule)?;
-    Ok(Json(schedule.preview(after, usize::from(count))))
+    let basis = preview::basis(&tx, prompt_id).await?;
+    let request = match read(&app, &body, basis)? {
+        Ok(request) => request,
+        Err(faults) => {
+            tx.rollback().await?;
+            return Err(faults.into());
+        }
+    };
+    // A year of minutes takes longer than a worker may be held up.
+    let mut simulation =
+        spawn_blocking(move || simulate::run(&request, &NO_HOLIDAYS, &app.catalog))
+            .await
+            .map_err(ApiError::internal)?;
+    let others = preview::conflicts(tx, &simulation.conflict_slots(), prompt_id).await?;
+    simulation.tell_conflicts(&others);
+    Ok(Json(simulation))
 }
 
-/// What to look at.
-#[derive(Debug, ToSchema)]
-#[expect(dead_code, reason = "describes the body; the handler reads it")]
-#[serde(deny_unknown_fields)]
-pub(super) struct PreviewBody {
-    /// As in a prompt.
-    schedule: Form,
-    /// Slots after this; now unless given.
-    #[schema(nullable)]
-    after: Option<DateTime<Utc>>,
-    /// How many slots.
-    #[schema(minimum = 1, maximum = 100, default = 5, nullable)]
-    count: Option<u8>,
+fn read(app: &App, body: &Value, basis: Basis) -> Result<Result<Request, Vec<Fault>>, ApiError> {
+    let rules = rules(app, &basis.limits)?;
+    Ok(Request::parse(body, &rules, basis.past))
 }
