@@ -491,13 +491,12 @@ impl Judge {
         let mut left = took.to_vec();
         for _ in 0..took.len() {
             let expected = self.expected_take(at, key);
-            let found = left.iter().position(|one| said(one) == said(&expected));
-            let found = found.or_else(|| {
-                // The tenant's limit alone may keep it back.
-                let kept_back = !self.is_alone && said(&expected) == "claimed";
-                left.iter()
-                    .position(|one| kept_back && said(one) == "deferred")
-            });
+            // The tenant's limit alone may keep it back, until a place is free.
+            let kept_back = !self.is_alone && said(&expected) == "claimed";
+            let found = left
+                .iter()
+                .position(|one| kept_back && said(one) == "deferred")
+                .or_else(|| left.iter().position(|one| said(one) == said(&expected)));
             let Some(found) = found else {
                 panic!(
                     "{key:?} had to be {}, not {left:?}{}",
