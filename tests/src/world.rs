@@ -192,7 +192,9 @@ async fn failed_run(stage: &Stage, tenant: Tenant, prompt: PromptId) -> (RunId, 
 async fn claimed(db: &Db, tenant: TenantId, run: RunId) -> Claim {
     match resume(db, tenant, run, LONG_MS).await.unwrap() {
         Looked::Claimed(claim) => claim,
-        other @ (Looked::GaveUp | Looked::NoPlace | Looked::Other(_) | Looked::NoRun) => panic!("{other:?}"),
+        other @ (Looked::GaveUp | Looked::NoPlace | Looked::Other(_) | Looked::NoRun) => {
+            panic!("{other:?}")
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use shared::db::{
     audit, auth, deliveries, health,
     history::{self, RunFilter, RunPage},
-    idempotency,
+    idempotency, looks,
     migrate::{self, RolePasswords},
     preview,
     prompts::{self, NewSpec, NewStatus, Order, PromptStatus, Sort},
@@ -24,6 +24,7 @@ use shared::db::{
     runs::{self, AfterFailure, Changed},
     system, tenants,
 };
+use shared::message::WakeUp;
 use shared::run::RunStatus;
 use shared::secret::Secret;
 use shared::slots::Dropped;
@@ -148,6 +149,24 @@ async fn call_the_rest(world: &World) {
     tenants::rotate_webhook_secret(&tx, b"new").await.unwrap();
     auth::revoke_key(&tx, a.key).await.unwrap();
     tx.commit().await.unwrap();
+    let tenant_id = a.tenant.id;
+    for wake_up in [
+        WakeUp::Prompt {
+            tenant_id,
+            prompt_id: a.due,
+        },
+        WakeUp::Run {
+            tenant_id,
+            run_id: a.failed,
+        },
+        WakeUp::Delivery {
+            tenant_id,
+            delivery_id: a.exhausted,
+        },
+    ] {
+        let tx = stage.tx(tenant_id).await.unwrap();
+        looks::put_off(tx, wake_up).await.unwrap();
+    }
     let tx = stage.tx(world.b.tenant.id).await.unwrap();
     retention::expire(tx, 10).await.unwrap();
     health::latency(&stage.db).await.unwrap();
@@ -492,16 +511,20 @@ fn values(title: &str) -> Option<String> {
         ("history", "prompt_exists")
         | ("preview", "past")
         | ("prompts", "get" | "get_to_change" | "lock")
-        | ("runs", "due" | "lock_due" | "lock_prompt" | "open_of_prompt") => prompt,
+        | ("runs", "due" | "lock_due" | "lock_prompt" | "open_of_prompt" | "shared_row") => prompt,
         ("deliveries", "lock_prompt" | "outcome_of_run")
         | (
             "history",
             "attempts" | "deliveries" | "run" | "run_exists" | "run_summary" | "waiting_deliveries",
         )
-        | ("runs", "lock" | "lock_prompt_of_run" | "lock_status") => run,
+        | (
+            "runs",
+            "due_at_last" | "due_at_pause" | "lock" | "lock_prompt_of_run" | "lock_status",
+        ) => run,
         ("health", "latency")
-        | ("runs", "capacity" | "gone_webhooks" | "lock_claims" | "secrets")
-        | ("tenants", "first_owner") => String::new(),
+        | ("runs", "capacity" | "gone_webhooks" | "secrets")
+        | ("tenants", "first_owner" | "lock_open") => String::new(),
+        ("runs", "lock_claims") => "true".to_owned(),
         _ => return None,
     })
 }
@@ -743,6 +766,7 @@ fn outline(plan: &Value, depth: usize) -> String {
         "Index Name",
         "Index Cond",
         "Actual Rows",
+        "Actual Loops",
         "Shared Hit Blocks",
     ] {
         if let Some(value) = plan.get(name) {
@@ -767,9 +791,8 @@ async fn the_checks_find_what_they_look_for() {
             "a sequential scan of scheduled_prompts",
         ),
         (
-            "SELECT id FROM scheduled_prompts WHERE status = 'active' AND deleted_at IS NULL
-                AND next_run_at <= now() ORDER BY next_run_at LIMIT 1",
-            "scheduled_prompts_system_due bounded by ((next_run_at <= now()))",
+            "SELECT id FROM scheduled_prompts WHERE due_at <= now() ORDER BY due_at LIMIT 1",
+            "scheduled_prompts_system_due bounded by ((due_at <= now()))",
         ),
         (
             "SELECT id FROM tenants WHERE id NOT IN (SELECT tenant_id FROM users)",
@@ -854,9 +877,12 @@ async fn the_sweeper_touches_what_is_due_and_nothing_else() {
             large.pages(&body, values, "force_generic_plan").await,
             small.pages(&body, values, "force_generic_plan").await,
         );
+        let shown = large.plan(&body, values, "force_generic_plan", true).await;
         println!(
-            "{function}: {} pages of a million, {} of a thousand",
-            pages.0, pages.1
+            "{function}: {} pages of a million, {} of a thousand\n{}",
+            pages.0,
+            pages.1,
+            outline(&shown, 1)
         );
         let growth =
             f64::from(i32::try_from(pages.0).unwrap()) / f64::from(i32::try_from(pages.1).unwrap());

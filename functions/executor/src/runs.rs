@@ -11,8 +11,8 @@ use shared::{
     db::{
         DbError,
         runs::{
-            self, AfterFailure, Answer, Claim, Failure, FailureWriting, Intent, LockedRun, NextStep,
-            SealedSecrets, Spent, Tokens, Writing,
+            self, AfterFailure, Answer, Claim, Failure, FailureWriting, Intent, LockedRun,
+            NextStep, SealedSecrets, Spent, Tokens, Writing,
         },
     },
     exclusion::NO_HOLIDAYS,
@@ -60,7 +60,7 @@ pub(crate) async fn fire(
         match look(executor, tenant_id, prompt_id).await? {
             Looked::Done => return Ok(()),
             Looked::More => {}
-            Looked::Claimed(claim, job) => return execute(executor, claim, job).await,
+            Looked::Claimed(claim, job) => return Box::pin(execute(executor, claim, job)).await,
             Looked::Queued(job) => {
                 let (run_id, job) = (job.run_id, job.render().await?);
                 return take(executor, tenant_id, run_id, Some(job)).await;
@@ -107,7 +107,11 @@ async fn look(
     let begins = plan.begins(policy, &due.open);
     let Some(slot) = begins.filter(|_| due.has_capacity) else {
         runs::write_plan(tx, &due, &writing).await?;
-        return Ok(if plan.is_cut { Looked::More } else { Looked::Done });
+        return Ok(if plan.is_cut {
+            Looked::More
+        } else {
+            Looked::Done
+        });
     };
     let job = Job::new(run_id, &due.slots.spec, slot, RunTrigger::Schedule)?
         .after(due.previous_output.take());
@@ -158,7 +162,7 @@ async fn take(
         }
         NextStep::GiveUp => {
             tx.commit().await?;
-            return give_up(executor, tenant_id, &locked).await;
+            return Box::pin(give_up(executor, tenant_id, &locked)).await;
         }
         NextStep::Claim => {}
     }
@@ -173,16 +177,13 @@ async fn take(
     let due = locked.due_at_last.as_ref();
     let over_limit = due.and_then(|due| dropped(due, locked.now));
     match runs::claim(tx, &locked, &intent(executor, &job), over_limit).await? {
-        Some(claim) => execute(executor, claim, job).await,
+        Some(claim) => Box::pin(execute(executor, claim, job)).await,
         None => Ok(()),
     }
 }
 
 /// What a locked run is to do. An earlier try's texts go before all others.
-async fn locked_job(
-    locked: &mut LockedRun,
-    rendered: Option<Job>,
-) -> Result<Rendered, DbError> {
+async fn locked_job(locked: &mut LockedRun, rendered: Option<Job>) -> Result<Rendered, DbError> {
     let job = || {
         Job::new(
             locked.run_id,

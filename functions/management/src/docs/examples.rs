@@ -278,6 +278,7 @@ fn run_summary() -> Value {
         "trigger": "schedule",
         "status": "succeeded",
         "reason": null,
+        "overlapped_by": null,
         "attempt": 1,
         "attempts_max": 4,
         "available_at": "2026-03-20T09:00:00Z",

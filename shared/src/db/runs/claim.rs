@@ -266,13 +266,7 @@ pub async fn claim(
             step(SETTLE_VANISHED, &[&id]),
             step(
                 INTEND,
-                &[
-                    &id,
-                    &attempt_id,
-                    &fence,
-                    &intent.provider,
-                    &intent.model,
-                ],
+                &[&id, &attempt_id, &fence, &intent.provider, &intent.model],
             ),
             step(COUNT_CLAIM, &[&prompt, &counts, &id, &fence]),
             step(DROP_OVER_LIMIT, &dropped.params(&prompt, &"max_runs")),

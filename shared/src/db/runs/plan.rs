@@ -5,11 +5,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
-    super::{
-        DbError, Param, TenantTx, column,
-        prompts::DroppedRow,
-        tenant_tx::step,
-    },
+    super::{DbError, Param, TenantTx, column, prompts::DroppedRow, tenant_tx::step},
     CAPACITY, Claim, DROP_OVER_LIMIT, DueSlots, Intent, LOCK_CLAIMS, due_slots, has_capacity,
     in_order, previous_output, read_due_slots,
 };
@@ -138,17 +134,14 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
         runs_left: max_runs.map(|max| u64::try_from(max - taken).unwrap_or(0)),
         next_is_last: max_runs.is_some_and(|max| run_count + 1 >= max),
         open: open_runs(open)?,
-        shared: newest
-            .first()
-            .map(shared_row)
-            .transpose()?
-            .flatten(),
+        shared: newest.first().map(shared_row).transpose()?.flatten(),
         has_capacity: has_capacity(capacity)?,
     }))
 }
 
 fn open_runs(row: &Row) -> Result<OpenRuns, DbError> {
-    let count = |name| Ok::<_, DbError>(u32::try_from(column::<i64>(row, name)?).unwrap_or(u32::MAX));
+    let count =
+        |name| Ok::<_, DbError>(u32::try_from(column::<i64>(row, name)?).unwrap_or(u32::MAX));
     let run = |name| Ok::<_, DbError>(column::<Option<Uuid>>(row, name)?.map(RunId::from));
     Ok(OpenRuns {
         count: count("open")?,
@@ -199,9 +192,9 @@ pub async fn write_plan(
     let plan = writing.plan;
     let rows = PlanRows::new(plan, due.now, writing.run_id);
     let extended = plan.extension.map(|extension| extension.run_id.uuid());
-    let (more, until) = plan
-        .extension
-        .map_or((0, None), |extension| (extension.count, Some(extension.until)));
+    let (more, until) = plan.extension.map_or((0, None), |extension| {
+        (extension.count, Some(extension.until))
+    });
     let replaced = plan.replaced.map(RunId::uuid);
     let run = writing.intent.map(|_| writing.run_id.uuid());
     let taken_by = writing.run_id.uuid();
@@ -269,11 +262,13 @@ const EXTEND_MISSED: &str = "-- runs::extend_missed
        SET slots_count = slots_count + $2, scheduled_until = $3
      WHERE id = $1 AND status = 'missed'";
 
+/// Only if the slot had no row before: a backfill may have been quicker.
 const REPLACE_WAITING: &str = "-- runs::replace_waiting
     UPDATE scheduled_prompt_runs
        SET status = 'skipped', reason = 'replaced', overlapped_by = $2::uuid,
            error_message = 'run ' || $2::uuid || ' took its place', completed_at = clock_timestamp()
-     WHERE id = $1 AND status = 'queued' AND attempt = 0";
+     WHERE id = $1 AND status = 'queued' AND attempt = 0
+       AND EXISTS (SELECT FROM scheduled_prompt_runs taker WHERE taker.id = $2::uuid)";
 
 /// Behind [`LOCK_CLAIMS`]: what is running is then counted as it is.
 const CLAIM_PLANNED: &str = "-- runs::claim_planned
