@@ -423,29 +423,49 @@ fn fold_missed(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn minute(n: i64) -> DateTime<Utc> {
         DateTime::from_timestamp(1_767_225_600 + n * 60, 0).unwrap()
     }
 
-    fn every_minute(after: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        Some(after + TimeDelta::minutes(1))
+    fn every(minutes: i64) -> impl Fn(DateTime<Utc>) -> Option<DateTime<Utc>> {
+        move |after| Some(after + TimeDelta::minutes(minutes))
     }
 
     fn policy(misfire: Misfire) -> Policy {
         Policy {
             overlap: Overlap::Skip,
+            overlap_runs_max: 3,
             misfire,
             catchup_window_s: 900,
+            jitter: TimeDelta::zero(),
+            delay: TimeDelta::zero(),
             runs_left: None,
         }
     }
 
-    fn open(queued: bool) -> OpenRun {
-        OpenRun {
-            id: RunId::new(),
-            queued,
+    fn overlapping(overlap: Overlap) -> Policy {
+        Policy {
+            overlap,
+            ..policy(Misfire::RunAll)
+        }
+    }
+
+    fn look(first: i64, now: i64) -> Look {
+        Look {
+            first: minute(first),
+            now: minute(now),
+            shared: None,
+            open: OpenRuns::default(),
+        }
+    }
+
+    fn running(count: u32) -> OpenRuns {
+        OpenRuns {
+            count,
+            running: count,
+            in_the_way: Some(RunId::new()),
+            waiting: None,
         }
     }
 
@@ -453,183 +473,211 @@ mod tests {
         plan.rows
             .iter()
             .map(|row| match (&row.fate, wanted) {
-                (Fate::Run, "run") | (Fate::Overlapped { .. }, "overlap") => 1,
+                (Fate::Run { .. }, "run") | (Fate::Overlapped { .. }, "overlap") => 1,
                 (Fate::Missed { reason, count, .. }, wanted) if *reason == wanted => *count,
                 _ => 0,
             })
             .sum()
     }
 
+    fn runs(plan: &Plan) -> Vec<(DateTime<Utc>, i64)> {
+        let rows = plan.rows.iter();
+        rows.filter_map(|row| match row.fate {
+            Fate::Run { after } => Some((row.scheduled_for, after.num_seconds())),
+            Fate::Overlapped { .. } | Fate::OverLimit | Fate::Missed { .. } => None,
+        })
+        .collect()
+    }
+
     #[test]
     fn a_slot_on_time_runs_and_the_next_one_follows() {
-        let plan = plan(
-            minute(0),
-            minute(0),
-            policy(Misfire::Skip),
-            &[],
-            every_minute,
-        );
-        assert_eq!(
-            plan.rows,
-            [Planned {
-                scheduled_for: minute(0),
-                fate: Fate::Run
-            }]
-        );
-        assert_eq!(plan.next, Some(minute(1)));
+        let plan = plan(look(0, 0), policy(Misfire::Skip), every(1));
+        assert_eq!(runs(&plan), [(minute(0), 0)]);
+        assert_eq!((plan.rows.len(), plan.next), (1, Some(minute(1))));
     }
 
     #[test]
     fn a_short_restart_loses_nothing() {
-        let plan = plan(
-            minute(0),
-            minute(2),
-            policy(Misfire::Skip),
-            &[],
-            every_minute,
-        );
-        assert_eq!(count(&plan, "run"), 3);
+        let plan = plan(look(0, 2), policy(Misfire::Skip), every(1));
+        let now = [0, 1, 2].map(|slot| (minute(slot), 0));
+        assert_eq!(runs(&plan), now);
         assert_eq!(plan.next, Some(minute(3)));
     }
 
     #[test]
     fn an_hour_of_downtime_never_bursts() {
-        let latest = plan(
-            minute(0),
-            minute(60),
-            policy(Misfire::RunLatest),
-            &[],
-            every_minute,
-        );
+        let latest = plan(look(0, 60), policy(Misfire::RunLatest), every(1));
         assert_eq!(count(&latest, "too_late"), 45);
         assert_eq!(count(&latest, "superseded"), 13);
         assert_eq!(count(&latest, "run"), 3);
 
-        let all = plan(
-            minute(0),
-            minute(60),
-            policy(Misfire::RunAll),
-            &[],
-            every_minute,
-        );
+        let all = plan(look(0, 60), policy(Misfire::RunAll), every(1));
         assert_eq!(count(&all, "too_late"), 45);
-        assert_eq!(count(&all, "run"), 16);
+        // Sixteen in the minute up to the next slot.
+        let paced: Vec<_> = (0..16).map(|n| (minute(45 + n), 3 * n)).collect();
+        assert_eq!(runs(&all), paced);
 
-        let none = plan(
-            minute(0),
-            minute(60),
-            policy(Misfire::Skip),
-            &[],
-            every_minute,
-        );
+        let none = plan(look(0, 60), policy(Misfire::Skip), every(1));
         assert_eq!(count(&none, "misfire_skip"), 13);
         assert_eq!(count(&none, "run"), 3);
     }
 
     #[test]
+    fn a_catch_up_is_no_denser_than_a_second_and_no_wider_than_a_minute() {
+        let mut week = policy(Misfire::RunAll);
+        week.catchup_window_s = 604_800;
+        let dense = plan(look(0, 500), week, every(1));
+        assert_eq!(count(&dense, "too_many"), 398);
+        let dense = runs(&dense);
+        assert_eq!(dense.len(), 103);
+        assert_eq!(dense[102], (minute(500), 102));
+        let wide = runs(&plan(look(0, 3_000), week, every(1_440)));
+        let days = [0, 1, 2].map(|day| (minute(1_440 * day), 60 * day));
+        assert_eq!(wide, days);
+    }
+
+    #[test]
     fn the_latest_late_slot_runs_when_none_is_on_time() {
-        let hourly = |after: DateTime<Utc>| Some(after + TimeDelta::minutes(5));
-        let plan = plan(
-            minute(0),
-            minute(13),
-            policy(Misfire::RunLatest),
-            &[],
-            hourly,
-        );
-        let runs: Vec<_> = plan
-            .rows
-            .iter()
-            .filter(|row| row.fate == Fate::Run)
-            .map(|row| row.scheduled_for)
-            .collect();
-        assert_eq!(runs, [minute(10)]);
+        let plan = plan(look(0, 13), policy(Misfire::RunLatest), every(5));
+        assert_eq!(runs(&plan), [(minute(10), 0)]);
         assert_eq!(count(&plan, "superseded"), 2);
     }
 
     #[test]
-    fn a_month_of_downtime_shares_a_row() {
-        let now = minute(43_200);
-        let mut first = Some(minute(0));
-        let (mut rows, mut missed, mut runs) = (0, 0, 0);
-        while let Some(slot) = first.filter(|slot| *slot <= now) {
-            let plan = plan(slot, now, policy(Misfire::RunLatest), &[], every_minute);
+    fn a_month_of_downtime_has_a_hundred_rows_and_one() {
+        let now = 43_200;
+        let (mut first, mut shared) = (Some(minute(0)), None);
+        let (mut rows, mut missed, mut ran, mut looks) = (0, 0, 0, 0);
+        while let Some(slot) = first.filter(|slot| *slot <= minute(now)) {
+            let mut look = look(0, now);
+            (look.first, look.shared) = (slot, shared);
+            let plan = plan(look, policy(Misfire::RunLatest), every(1));
+            let of_rows = count(&plan, "too_late") + count(&plan, "superseded");
+            missed += of_rows + plan.extension.map_or(0, |extension| extension.count);
+            ran += count(&plan, "run");
             rows += plan.rows.len();
-            missed += count(&plan, "too_late") + count(&plan, "superseded");
-            runs += count(&plan, "run");
+            looks += 1;
+            assert_eq!(plan.is_cut, plan.next.unwrap() <= minute(now));
+            let until = plan.extension.map(|extension| extension.until);
+            let last = plan.rows.last().map(|row| match row.fate {
+                Fate::Missed { until, .. } => until,
+                Fate::Run { .. } | Fate::Overlapped { .. } | Fate::OverLimit => row.scheduled_for,
+            });
+            let until = until.or(last).unwrap();
+            let run_id = shared.map_or_else(RunId::new, |shared: SharedRow| shared.run_id);
+            assert!(plan.extension.is_none_or(|extension| extension.run_id == run_id));
+            shared = Some(SharedRow { run_id, until });
             first = plan.next;
         }
-        assert_eq!((missed, runs), (43_198, 3));
-        assert!(rows <= 22 * (MISSED_ROWS_MAX + 4), "{rows} rows");
+        assert_eq!((missed, ran, rows, looks), (43_198, 3, 104, 5));
     }
 
     #[test]
-    fn a_run_under_way_is_named() {
-        let running = open(false);
-        let skip = plan(
-            minute(0),
-            minute(0),
-            policy(Misfire::Skip),
-            &[running],
-            every_minute,
-        );
-        assert_eq!(skip.rows[0].fate, Fate::Overlapped { by: running.id });
+    fn a_row_of_another_downtime_is_not_extended() {
+        let mut look = look(100, 200);
+        let shared = |until| {
+            Some(SharedRow {
+                run_id: RunId::new(),
+                until: minute(until),
+            })
+        };
+        look.shared = shared(98);
+        let own = plan(look, policy(Misfire::Skip), every(1));
+        assert_eq!((own.extension, own.rows.len()), (None, 101));
+        look.shared = shared(99);
+        let joined = plan(look, policy(Misfire::Skip), every(1));
+        let extension = joined.extension.unwrap();
+        assert_eq!((extension.count, extension.until), (98, minute(197)));
+        assert_eq!(joined.rows.len(), 3);
+    }
 
-        let mut buffer = policy(Misfire::Skip);
-        buffer.overlap = Overlap::BufferOne;
-        let one = plan(minute(0), minute(1), buffer, &[running], every_minute);
-        assert_eq!((count(&one, "run"), count(&one, "overlap")), (1, 1));
-        let full = plan(
-            minute(0),
-            minute(0),
-            buffer,
-            &[running, open(true)],
-            every_minute,
-        );
-        assert_eq!(count(&full, "run"), 0);
+    #[test]
+    fn a_slot_in_the_way_of_a_run_is_skipped_and_names_it() {
+        let mut look = look(0, 1);
+        look.open = running(1);
+        let skip = plan(look, overlapping(Overlap::Skip), every(1));
+        let by = look.open.in_the_way.unwrap();
+        assert!(skip.rows.iter().all(|row| row.fate == Fate::Overlapped { by }));
+        assert_eq!(skip.begins(overlapping(Overlap::Skip), &look.open), None);
+    }
 
-        let mut all = policy(Misfire::Skip);
-        all.overlap = Overlap::AllowAll;
-        let both = plan(minute(0), minute(1), all, &[running], every_minute);
-        assert_eq!(count(&both, "run"), 2);
+    #[test]
+    fn of_those_that_wait_in_a_buffer_the_latest_stays() {
+        let buffer = overlapping(Overlap::BufferOne);
+        let mut look = look(0, 1);
+        look.open = running(1);
+        let empty = plan(look, buffer, every(1));
+        assert_eq!(runs(&empty), [(minute(1), 0)]);
+        assert_eq!((count(&empty, "overlap"), empty.replaced), (1, None));
+        assert_eq!(empty.begins(buffer, &look.open), None);
+
+        look.open.count = 2;
+        look.open.waiting = Some(RunId::new());
+        let full = plan(look, buffer, every(1));
+        assert_eq!(runs(&full), [(minute(1), 0)]);
+        assert_eq!(full.replaced, look.open.waiting);
+        // The run that it replaces had a place under max_runs, and no other is needed.
+        let limited = Policy {
+            runs_left: Some(0),
+            ..buffer
+        };
+        assert_eq!(plan(look, limited, every(1)), full);
+
+        look.open = OpenRuns::default();
+        let free = plan(look, buffer, every(1));
+        assert_eq!(free.begins(buffer, &look.open), Some(minute(0)));
+    }
+
+    #[test]
+    fn runs_at_once_have_a_bound() {
+        let all = overlapping(Overlap::AllowAll);
+        let mut look = look(0, 2);
+        for (open, fit) in [(0, 3), (1, 2), (2, 1), (3, 0), (4, 0)] {
+            look.open = if open == 0 { OpenRuns::default() } else { running(open) };
+            let plan = plan(look, all, every(1));
+            assert_eq!((count(&plan, "run"), count(&plan, "overlap")), (fit, 3 - fit));
+            let begins = (open < 3).then(|| minute(0));
+            assert_eq!(plan.begins(all, &look.open), begins);
+        }
     }
 
     #[test]
     fn the_last_run_is_exact() {
-        let mut limited = policy(Misfire::RunAll);
-        limited.runs_left = Some(2);
-        let plan = plan(minute(0), minute(2), limited, &[], every_minute);
-        let fates: Vec<_> = plan.rows.into_iter().map(|row| row.fate).collect();
-        assert_eq!(fates, [Fate::Run, Fate::Run, Fate::OverLimit]);
+        let limited = Policy {
+            runs_left: Some(2),
+            ..policy(Misfire::RunAll)
+        };
+        let plan = plan(look(0, 2), limited, every(1));
+        assert_eq!(runs(&plan).len(), 2);
+        assert_eq!(plan.rows[2].fate, Fate::OverLimit);
     }
 
-    proptest! {
-        #[test]
-        fn every_due_slot_has_one_fate(
-            downtime in 0i64..5_000,
-            step in 1i64..90,
-            window in 0u32..100_000,
-            misfire in prop_oneof![Just(Misfire::Skip), Just(Misfire::RunLatest), Just(Misfire::RunAll)],
-            running: bool,
-        ) {
-            let next = |after: DateTime<Utc>| Some(after + TimeDelta::minutes(step));
-            let open: Vec<OpenRun> = running.then(|| open(false)).into_iter().collect();
-            let mut given = policy(misfire);
-            given.catchup_window_s = window;
-            let now = minute(downtime);
-            let mut slots = 0i64;
-            let mut first = Some(minute(0));
-            while let Some(slot) = first.filter(|slot| *slot <= now) {
-                let plan = plan(slot, now, given, &open, next);
-                for row in &plan.rows {
-                    slots += match row.fate {
-                        Fate::Missed { count, .. } => i64::from(count),
-                        Fate::Run | Fate::OverLimit | Fate::Overlapped { .. } => 1,
-                    };
-                }
-                prop_assert!(plan.rows.windows(2).all(|pair| pair[0].scheduled_for < pair[1].scheduled_for));
-                first = plan.next;
-            }
-            prop_assert_eq!(slots, downtime / step + 1);
+    #[test]
+    fn being_late_counts_from_the_end_of_the_jitter() {
+        let jittered = Policy {
+            jitter: TimeDelta::minutes(10),
+            delay: TimeDelta::minutes(7),
+            ..policy(Misfire::Skip)
+        };
+        for (now, missed) in [(0, 0), (12, 0), (13, 1)] {
+            let plan = plan(look(0, now), jittered, every(60));
+            assert_eq!(count(&plan, "misfire_skip"), missed, "after {now} min");
         }
+        let too_late = plan(look(0, 26), jittered, every(60));
+        assert_eq!(count(&too_late, "too_late"), 1);
+        // The slot behind has a time of its own.
+        let early = plan(look(0, 62), jittered, every(60));
+        assert_eq!((early.rows.len(), early.next), (1, Some(minute(60))));
+        let both = plan(look(0, 67), jittered, every(60));
+        assert_eq!((both.rows.len(), both.next), (2, Some(minute(120))));
+    }
+
+    #[test]
+    fn dropped_slots_are_counted_to_the_last() {
+        let until = |end: i64| dropped(minute(3), minute(end), every(5));
+        assert_eq!(until(2), None);
+        let some = until(20).unwrap();
+        assert_eq!((some.first, some.last, some.count), (minute(3), minute(18), 4));
+        assert_eq!(until(10_000_000).unwrap().count, DROPPED_MAX);
     }
 }

@@ -168,7 +168,7 @@ pub async fn tenant(db: &Db, name: &str) -> Result<Tenant> {
     Ok(Tenant { id, user })
 }
 
-/// A prompt's spec: an hourly one, with what `changes` names changed.
+/// A prompt's spec: one with a slot each minute, with what `changes` names changed.
 #[must_use]
 pub fn spec(changes: &Value) -> Value {
     let mut spec = json!({
@@ -177,7 +177,7 @@ pub fn spec(changes: &Value) -> Value {
         "model": "echo/echo",
         "model_settings": {},
         "context": {},
-        "schedule": {"type": "cron", "expression": "0 * * * *", "timezone": "UTC"},
+        "schedule": {"type": "cron", "expression": "* * * * *", "timezone": "UTC"},
         "overlap": "allow_all",
         "catchup_window_s": 900,
         "misfire": "run_all",

@@ -5,7 +5,7 @@
 
 use anyhow::Result;
 use bytes::Bytes;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
 use shared::db::{
@@ -17,9 +17,9 @@ use shared::db::{
     },
 };
 use shared::destination::Kind;
+use shared::exclusion::NO_HOLIDAYS;
 use shared::ids::{DeliveryId, PromptId, RunId, TenantId};
-use shared::jitter;
-use shared::prompt::{Misfire, Overlap};
+use shared::prompt::PromptSpec;
 use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
 use shared::slots::{self, Dropped, Plan, Policy};
 
@@ -41,52 +41,35 @@ pub fn intent(lease_ms: i64) -> Intent {
     }
 }
 
-/// The policies in a prompt's spec.
-#[must_use]
-pub fn policy(due: &DuePrompt) -> Policy {
-    let spec = &due.slots.spec;
-    let word = |name: &str| spec.get(name).and_then(Value::as_str);
-    let number = |name: &str| {
-        let number = spec.get(name).and_then(Value::as_u64);
-        number.and_then(|number| u32::try_from(number).ok())
-    };
-    let jitter_minutes = number("jitter_minutes").unwrap_or(0);
-    Policy {
-        overlap: match word("overlap") {
-            Some("skip") => Overlap::Skip,
-            Some("buffer_one") => Overlap::BufferOne,
-            _ => Overlap::AllowAll,
-        },
-        overlap_runs_max: number("overlap_runs_max").unwrap_or(3),
-        misfire: match word("misfire") {
-            Some("skip") => Misfire::Skip,
-            Some("run_latest") => Misfire::RunLatest,
-            _ => Misfire::RunAll,
-        },
-        catchup_window_s: number("catchup_window_s").unwrap_or(900),
-        jitter: TimeDelta::minutes(jitter_minutes.into()),
-        delay: jitter::delay(due.prompt_id, jitter_minutes),
-        runs_left: due.runs_left,
-    }
-}
-
-/// A schedule with a slot at each whole minute of UTC that its step, in minutes, divides; a spec's
-/// `"metadata": {"step": 5}` names another than 1.
-pub fn next_slot(spec: &Value) -> impl Fn(DateTime<Utc>) -> Option<DateTime<Utc>> + use<> {
-    let step = spec["metadata"]["step"].as_i64().unwrap_or(1) * 60;
-    move |after| DateTime::from_timestamp((after.timestamp().div_euclid(step) + 1) * step, 0)
-}
-
-/// The plan of a prompt, by the policies in its spec.
+/// The plan of a prompt.
+///
+/// # Panics
+/// When its stored spec cannot be read.
 #[must_use]
 pub fn plan(due: &DuePrompt) -> Plan {
-    slots::plan(due.look(), policy(due), next_slot(&due.slots.spec))
+    let spec = read(&due.slots.spec);
+    slots::plan(due.look(), policy(due, &spec), next_slot(&spec))
+}
+
+fn policy(due: &DuePrompt, spec: &PromptSpec) -> Policy {
+    Policy::of(spec, due.prompt_id, due.runs_left)
+}
+
+fn next_slot(spec: &PromptSpec) -> impl Fn(DateTime<Utc>) -> Option<DateTime<Utc>> {
+    |after| spec.next_slot(after, &NO_HOLIDAYS)
+}
+
+fn read(spec: &Value) -> PromptSpec {
+    PromptSpec::from_stored(spec).unwrap_or_else(|faults| panic!("{spec}: {faults:?}"))
 }
 
 /// Plans the due slots of a prompt and claims the first that may run now.
 ///
 /// # Errors
 /// When the database does not answer.
+///
+/// # Panics
+/// When its stored spec cannot be read.
 pub async fn fire(
     db: &Db,
     tenant: TenantId,
@@ -98,26 +81,24 @@ pub async fn fire(
         tx.commit().await?;
         return Ok(None);
     };
+    let spec = read(&due.slots.spec);
     let plan = plan(&due);
-    let begins = plan.begins(policy(&due), &due.open);
-    let intent = intent(lease_ms);
-    let retries = due.slots.spec.get("max_retries").and_then(Value::as_i64);
-    let attempts_max = retries.map_or(1, |retries| retries + 1);
-    let next = next_slot(&due.slots.spec);
+    let begins = plan.begins(policy(&due, &spec), &due.open);
     let behind = plan.next.filter(|_| due.next_is_last);
+    let intent = intent(lease_ms);
     let writing = Writing {
         plan: &plan,
-        attempts_max: i32::try_from(attempts_max).unwrap_or(1),
+        attempts_max: i32::try_from(spec.max_retries() + 1).unwrap_or(1),
         run_id: RunId::new(),
         intent: begins.filter(|_| due.has_capacity).map(|_| &intent),
-        dropped: behind.and_then(|first| slots::dropped(first, due.now, next)),
+        dropped: behind.and_then(|first| slots::dropped(first, due.now, next_slot(&spec))),
     };
     runs::write_plan(tx, &due, &writing).await
 }
 
 fn dropped(due: Option<&DueSlots>, now: DateTime<Utc>) -> Option<Dropped> {
     let due = due?;
-    slots::dropped(due.first, now, next_slot(&due.spec))
+    slots::dropped(due.first, now, next_slot(&read(&due.spec)))
 }
 
 /// What became of a run that was looked at.

@@ -269,11 +269,13 @@ const EXTEND_MISSED: &str = "-- runs::extend_missed
        SET slots_count = slots_count + $2, scheduled_until = $3
      WHERE id = $1 AND status = 'missed'";
 
+/// Only if the slot had no row before: a backfill may have been quicker.
 const REPLACE_WAITING: &str = "-- runs::replace_waiting
     UPDATE scheduled_prompt_runs
        SET status = 'skipped', reason = 'replaced', overlapped_by = $2::uuid,
            error_message = 'run ' || $2::uuid || ' took its place', completed_at = clock_timestamp()
-     WHERE id = $1 AND status = 'queued' AND attempt = 0";
+     WHERE id = $1 AND status = 'queued' AND attempt = 0
+       AND EXISTS (SELECT FROM scheduled_prompt_runs taker WHERE taker.id = $2::uuid)";
 
 /// Behind [`LOCK_CLAIMS`]: what is running is then counted as it is.
 const CLAIM_PLANNED: &str = "-- runs::claim_planned
