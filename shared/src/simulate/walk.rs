@@ -629,7 +629,10 @@ impl<'a> Walk<'a> {
         match self.ended.filter(|run| run.ends == self.now) {
             Some(run) => (
                 "overlap",
-                format!("waits for the run of {}", self.clock(run.slot)),
+                format!(
+                    "the run of {} is under way until then",
+                    self.clock(run.slot)
+                ),
             ),
             None => ("downtime", "begins after the downtime".to_owned()),
         }
