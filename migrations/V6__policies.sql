@@ -60,22 +60,28 @@ GRANT CREATE ON SCHEMA public TO carillon_definer;
 SET LOCAL ROLE carillon_definer;
 
 -- Tenants take turns: the first due row of each, then the second of each, and so on. The rows that
--- take part are the oldest 100,000; each is one entry of an index.
--- Each tenant is looked up by its key: a join might read all of them.
+-- take part are the oldest 100,000; each is one entry of an index. Each tenant among them is looked
+-- up once and by its key: a join might read all tenants.
 CREATE OR REPLACE FUNCTION system_due_prompts(rows_max integer)
 RETURNS TABLE (tenant_id uuid, prompt_id uuid)
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
+    WITH due AS MATERIALIZED (
+        SELECT d.tenant_id, d.id, d.due_at,
+               row_number() OVER (PARTITION BY d.tenant_id ORDER BY d.due_at, d.id) AS turn
+          FROM (SELECT p.tenant_id, p.id, p.due_at
+                  FROM public.scheduled_prompts p
+                 WHERE p.due_at <= now()
+                 ORDER BY p.due_at LIMIT 100000) d
+    ), tenant AS MATERIALIZED (
+        SELECT found.tenant_id
+          FROM (SELECT DISTINCT due.tenant_id FROM due) found
+         CROSS JOIN LATERAL (
+               SELECT FROM public.tenants t WHERE t.id = found.tenant_id AND t.status = 'active' LIMIT 1) t
+    )
     SELECT due.tenant_id, due.id
-      FROM (SELECT d.tenant_id, d.id, d.due_at,
-                   row_number() OVER (PARTITION BY d.tenant_id ORDER BY d.due_at, d.id) AS turn
-              FROM (SELECT p.tenant_id, p.id, p.due_at
-                      FROM public.scheduled_prompts p
-                     WHERE p.due_at <= now()
-                     ORDER BY p.due_at LIMIT 100000) d) due
-     CROSS JOIN LATERAL (SELECT t.status FROM public.tenants t WHERE t.id = due.tenant_id LIMIT 1) tenant
-     WHERE due.turn <= rows_max AND tenant.status = 'active'
+      FROM due JOIN tenant ON tenant.tenant_id = due.tenant_id
      ORDER BY due.turn, due.due_at, due.id LIMIT rows_max
 $$;
 COMMENT ON FUNCTION system_due_prompts IS 'Prompts whose next slot has come: tenants take turns, oldest first.';
@@ -114,15 +120,21 @@ RETURNS TABLE (tenant_id uuid, delivery_id uuid)
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
+    WITH due AS MATERIALIZED (
+        SELECT f.tenant_id, f.id, f.due_at,
+               row_number() OVER (PARTITION BY f.tenant_id ORDER BY f.due_at, f.id) AS turn
+          FROM (SELECT d.tenant_id, d.id, d.due_at
+                  FROM public.deliveries d
+                 WHERE d.due_at <= now()
+                 ORDER BY d.due_at LIMIT 100000) f
+    ), tenant AS MATERIALIZED (
+        SELECT found.tenant_id
+          FROM (SELECT DISTINCT due.tenant_id FROM due) found
+         CROSS JOIN LATERAL (
+               SELECT FROM public.tenants t WHERE t.id = found.tenant_id AND t.status = 'active' LIMIT 1) t
+    )
     SELECT due.tenant_id, due.id
-      FROM (SELECT f.tenant_id, f.id, f.due_at,
-                   row_number() OVER (PARTITION BY f.tenant_id ORDER BY f.due_at, f.id) AS turn
-              FROM (SELECT d.tenant_id, d.id, d.due_at
-                      FROM public.deliveries d
-                     WHERE d.due_at <= now()
-                     ORDER BY d.due_at LIMIT 100000) f) due
-     CROSS JOIN LATERAL (SELECT t.status FROM public.tenants t WHERE t.id = due.tenant_id LIMIT 1) tenant
-     WHERE due.turn <= rows_max AND tenant.status = 'active'
+      FROM due JOIN tenant ON tenant.tenant_id = due.tenant_id
      ORDER BY due.turn, due.due_at, due.id LIMIT rows_max
 $$;
 COMMENT ON FUNCTION system_due_deliveries IS 'Deliveries whose next attempt has come and those whose sender vanished: tenants take turns, oldest first.';

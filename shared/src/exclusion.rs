@@ -42,9 +42,11 @@ pub const CALENDARS_MAX: usize = 5;
 /// The longest name of a calendar.
 pub const CALENDAR_NAME_BYTES_MAX: usize = 64;
 
-/// So many excluded days are looked at for one slot, a range counting as one. A tenth would do for
-/// any schedule that people make; the bound keeps the search under a millisecond.
-const DAYS_LOOKED_AT_MAX: u32 = 1_000;
+/// So many times is a schedule asked for the slot after excluded days, and so many of those days are
+/// looked at, a range counting as one. Every list filled with days of one schedule fits, with five
+/// years of holidays; the bounds keep the search far under a millisecond.
+const RUNS_OF_DAYS_MAX: u32 = 500;
+const DAYS_MAX: u32 = 1_500;
 
 /// Up to so many dates, or ranges, are named one by one in words.
 const LISTED_MAX: usize = 3;
@@ -253,17 +255,17 @@ impl Exclusions {
         }
         let judge = Judge::new(self, holidays);
         let mut after = after;
-        let mut days_left = DAYS_LOOKED_AT_MAX;
-        loop {
+        let mut days_left = DAYS_MAX;
+        for _ in 0..=RUNS_OF_DAYS_MAX {
             let slot = next(after)?;
             let date = slot.with_timezone(&timezone).date_naive();
-            // It ends: a day that is excluded costs one of `days_left`.
             let free = judge.free_from(date, &mut days_left)?;
             if free == date {
                 return Some(slot);
             }
             after = slot.max(day_start(timezone, free) - Duration::seconds(1));
         }
+        None
     }
 }
 
@@ -463,7 +465,7 @@ impl Holidays {
 }
 
 /// A date as `2026-12-25`.
-fn date(text: &str) -> Result<NaiveDate, Fault> {
+pub(crate) fn date(text: &str) -> Result<NaiveDate, Fault> {
     let hint = "write a date from 1970-01-01 to 2999-12-31, for example 2026-12-25";
     Some(text)
         .filter(|text| text.len() == "2026-12-25".len())
@@ -804,10 +806,20 @@ mod tests {
             holidays
         };
         let calendar = exclusions(json!({"calendars": ["always"]}));
+        let every_other_day = |count: u64| {
+            let days = (0..count).map(|n| (first + chrono::Days::new(2 * n), String::new()));
+            let mut holidays = Holidays::default();
+            holidays.insert(name.clone(), days);
+            let next = |after: DateTime<Utc>| daily(daily(after)?);
+            let after = "2025-12-30T12:00:00Z".parse().unwrap();
+            calendar.first_slot(after, Tz::UTC, &holidays, next)
+        };
+        assert!(every_other_day(500).is_some());
+        assert_eq!(every_other_day(501), None);
         let after = "2025-12-31T12:00:00Z";
-        let free = Some(first + chrono::Days::new(1_000));
-        assert_eq!(first_daily(&calendar, after, &of_days(1_000)), free);
-        assert_eq!(first_daily(&calendar, after, &of_days(1_001)), None);
+        let free = Some(first + chrono::Days::new(1_500));
+        assert_eq!(first_daily(&calendar, after, &of_days(1_500)), free);
+        assert_eq!(first_daily(&calendar, after, &of_days(1_501)), None);
     }
 
     proptest! {

@@ -7,6 +7,7 @@
 mod merge;
 mod parse;
 mod schema;
+mod timing;
 
 use std::fmt;
 
@@ -27,7 +28,10 @@ use crate::{
     template::TEXT_BYTES_MAX,
 };
 
-pub use self::schema::{PromptBody, PromptPatch};
+pub use self::{
+    schema::{PromptBody, PromptPatch},
+    timing::Timing,
+};
 
 /// The longest name of a prompt, and the longest external id, in characters.
 pub const NAME_CHARS_MAX: usize = 200;

@@ -565,7 +565,10 @@ mod tests {
             });
             let until = until.or(last).unwrap();
             let run_id = shared.map_or_else(RunId::new, |shared: SharedRow| shared.run_id);
-            assert!(plan.extension.is_none_or(|extension| extension.run_id == run_id));
+            assert!(
+                plan.extension
+                    .is_none_or(|extension| extension.run_id == run_id)
+            );
             shared = Some(SharedRow { run_id, until });
             first = plan.next;
         }
@@ -597,7 +600,11 @@ mod tests {
         look.open = running(1);
         let skip = plan(look, overlapping(Overlap::Skip), every(1));
         let by = look.open.in_the_way.unwrap();
-        assert!(skip.rows.iter().all(|row| row.fate == Fate::Overlapped { by }));
+        assert!(
+            skip.rows
+                .iter()
+                .all(|row| row.fate == Fate::Overlapped { by })
+        );
         assert_eq!(skip.begins(overlapping(Overlap::Skip), &look.open), None);
     }
 
@@ -633,9 +640,16 @@ mod tests {
         let all = overlapping(Overlap::AllowAll);
         let mut look = look(0, 2);
         for (open, fit) in [(0, 3), (1, 2), (2, 1), (3, 0), (4, 0)] {
-            look.open = if open == 0 { OpenRuns::default() } else { running(open) };
+            look.open = if open == 0 {
+                OpenRuns::default()
+            } else {
+                running(open)
+            };
             let plan = plan(look, all, every(1));
-            assert_eq!((count(&plan, "run"), count(&plan, "overlap")), (fit, 3 - fit));
+            assert_eq!(
+                (count(&plan, "run"), count(&plan, "overlap")),
+                (fit, 3 - fit)
+            );
             let begins = (open < 3).then(|| minute(0));
             assert_eq!(plan.begins(all, &look.open), begins);
         }
@@ -677,7 +691,10 @@ mod tests {
         let until = |end: i64| dropped(minute(3), minute(end), every(5));
         assert_eq!(until(2), None);
         let some = until(20).unwrap();
-        assert_eq!((some.first, some.last, some.count), (minute(3), minute(18), 4));
+        assert_eq!(
+            (some.first, some.last, some.count),
+            (minute(3), minute(18), 4)
+        );
         assert_eq!(until(10_000_000).unwrap().count, DROPPED_MAX);
     }
 }

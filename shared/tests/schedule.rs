@@ -177,6 +177,14 @@ fn refusals_name_the_field_and_the_rule() {
             vec!["dst_gap wrong_type"],
         ),
         (
+            json!({"type": "cron", "expression": "0 9 * *", "dst_gap": "shift"}),
+            vec!["expression field_count"],
+        ),
+        (
+            json!({"type": "monthly", "days": [], "at": "8:00", "dst_gap": "none"}),
+            vec!["days too_few", "at bad_time", "dst_gap unknown_value"],
+        ),
+        (
             json!({"type": "interval", "every_hours": 1, "dst_gap": "skip"}),
             vec!["dst_gap no_wall_clock"],
         ),

@@ -14,23 +14,28 @@ use anyhow::Result;
 use chrono::Utc;
 use serde_json::{Value, json};
 use shared::db::{
-    audit, auth, deliveries, health,
+    audit, auth,
+    backfills::{self, Cancelled},
+    calendars, deliveries, health,
     history::{self, RunFilter, RunPage},
-    idempotency,
+    idempotency, looks,
     migrate::{self, RolePasswords},
     preview,
     prompts::{self, NewSpec, NewStatus, Order, PromptStatus, Sort},
     retention,
     runs::{self, AfterFailure, Changed},
-    system, tenants,
+    system, tenants, versions,
 };
+use shared::message::WakeUp;
 use shared::run::RunStatus;
 use shared::secret::Secret;
 use shared::slots::Dropped;
 use tests::stage::{Stage, migrations_hash, spec};
 use tests::tap::Tap;
 use tests::worker::{LONG_MS, fail, failure, take_delivery};
-use tests::world::{HASH, World, db_sources, due_prompt, make_expirable};
+use tests::world::{
+    CALENDAR, HASH, World, calendar_name, christmas, db_sources, due_prompt, make_expirable,
+};
 use tests::{connect, database_url, shared_database};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -132,6 +137,7 @@ async fn call_the_rest(world: &World) {
     make_expirable(world).await;
     read_everything(world).await;
     change_prompts(world).await;
+    change_calendars(world).await;
     change_runs(world).await;
     let (stage, a) = (&world.stage, &world.a);
     let tx = stage.tx(a.tenant.id).await.unwrap();
@@ -148,6 +154,24 @@ async fn call_the_rest(world: &World) {
     tenants::rotate_webhook_secret(&tx, b"new").await.unwrap();
     auth::revoke_key(&tx, a.key).await.unwrap();
     tx.commit().await.unwrap();
+    let tenant_id = a.tenant.id;
+    for wake_up in [
+        WakeUp::Prompt {
+            tenant_id,
+            prompt_id: a.due,
+        },
+        WakeUp::Run {
+            tenant_id,
+            run_id: a.failed,
+        },
+        WakeUp::Delivery {
+            tenant_id,
+            delivery_id: a.exhausted,
+        },
+    ] {
+        let tx = stage.tx(tenant_id).await.unwrap();
+        looks::put_off(tx, wake_up).await.unwrap();
+    }
     let tx = stage.tx(world.b.tenant.id).await.unwrap();
     retention::expire(tx, 10).await.unwrap();
     health::latency(&stage.db).await.unwrap();
@@ -209,9 +233,19 @@ async fn read_everything(world: &World) {
             .unwrap();
     }
     prompts::get(tx().await, a.due).await.unwrap();
-    prompts::limits(tx().await).await.unwrap();
+    prompts::limits(tx().await, &[CALENDAR]).await.unwrap();
+    backfills::get(tx().await, a.backfill).await.unwrap();
+    backfills::list(tx().await, a.excluding, None, 10)
+        .await
+        .unwrap();
+    calendars::list(tx().await, None, 10).await.unwrap();
+    calendars::get(tx().await, &calendar_name()).await.unwrap();
+    versions::list(tx().await, a.due, None, 10).await.unwrap();
+    versions::get(tx().await, a.due, 1).await.unwrap();
     let look = tx().await;
-    preview::basis(&look, Some(a.due)).await.unwrap();
+    preview::basis(&look, Some(a.due), &[CALENDAR])
+        .await
+        .unwrap();
     preview::conflicts(look, &[Utc::now()], None).await.unwrap();
     system::find_api_key(&stage.db, a.key).await.unwrap();
     system::tenants(&stage.db, None, 10).await.unwrap();
@@ -224,8 +258,10 @@ async fn change_prompts(world: &World) {
     let (stage, tenant) = (&world.stage, world.a.tenant);
     let id = due_prompt(&stage.db, tenant, &json!({})).await;
     let tx = stage.tx(tenant.id).await.unwrap();
-    prompts::limits_to_create(&tx, tenant.user).await.unwrap();
-    prompts::get_to_change(&tx, id).await.unwrap();
+    prompts::limits_to_create(&tx, tenant.user, &[CALENDAR])
+        .await
+        .unwrap();
+    prompts::get_to_change(&tx, id, &[CALENDAR]).await.unwrap();
     prompts::get_to_resume(&tx, id).await.unwrap();
     let slots = Dropped {
         first: Utc::now(),
@@ -239,6 +275,7 @@ async fn change_prompts(world: &World) {
         spec: &spec(&json!({})),
         next_run_at: None,
         webhook_urls: &[],
+        calendars: Some(&[CALENDAR]),
     };
     prompts::replace(&tx, &change).await.unwrap();
     let change = NewStatus {
@@ -251,6 +288,31 @@ async fn change_prompts(world: &World) {
     };
     prompts::set_status(&tx, &change).await.unwrap();
     prompts::tombstone(&tx, id).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+async fn change_calendars(world: &World) {
+    let (stage, a) = (&world.stage, &world.a);
+    let tx = stage.tx(a.tenant.id).await.unwrap();
+    calendars::holidays(&tx, &[CALENDAR]).await.unwrap();
+    calendars::get_to_change(&tx, &calendar_name())
+        .await
+        .unwrap();
+    calendars::replace(&tx, a.calendar, 1, &christmas())
+        .await
+        .unwrap();
+    calendars::holidays_beside(&tx, a.calendar).await.unwrap();
+    let prompts = calendars::lock_prompts(&tx, a.calendar, None, 10).await;
+    let moved: Vec<_> = prompts.unwrap().iter().map(|one| (one.id, None)).collect();
+    assert_eq!(moved.len(), 1);
+    calendars::move_slots(&tx, &moved).await.unwrap();
+    calendars::users(&tx, a.calendar, 10).await.unwrap();
+    versions::find(&tx, a.due, 1).await.unwrap();
+    backfills::lock_prompt(&tx, a.excluding).await.unwrap();
+    let cancelled = backfills::cancel(&tx, a.backfill).await.unwrap();
+    assert!(matches!(cancelled, Cancelled::Done(_)), "{cancelled:?}");
+    assert!(prompts::tombstone(&tx, a.excluding).await.unwrap());
+    assert!(calendars::delete(&tx, a.calendar).await.unwrap());
     tx.commit().await.unwrap();
 }
 
@@ -492,16 +554,20 @@ fn values(title: &str) -> Option<String> {
         ("history", "prompt_exists")
         | ("preview", "past")
         | ("prompts", "get" | "get_to_change" | "lock")
-        | ("runs", "due" | "lock_due" | "lock_prompt" | "open_of_prompt") => prompt,
+        | ("runs", "due" | "lock_due" | "lock_prompt" | "open_of_prompt" | "shared_row") => prompt,
         ("deliveries", "lock_prompt" | "outcome_of_run")
         | (
             "history",
             "attempts" | "deliveries" | "run" | "run_exists" | "run_summary" | "waiting_deliveries",
         )
-        | ("runs", "lock" | "lock_prompt_of_run" | "lock_status") => run,
+        | (
+            "runs",
+            "due_at_last" | "due_at_pause" | "lock" | "lock_prompt_of_run" | "lock_status",
+        ) => run,
         ("health", "latency")
-        | ("runs", "capacity" | "gone_webhooks" | "lock_claims" | "secrets")
-        | ("tenants", "first_owner") => String::new(),
+        | ("runs", "capacity" | "gone_webhooks" | "secrets")
+        | ("tenants", "first_owner" | "lock_open") => String::new(),
+        ("runs", "lock_claims") => "true".to_owned(),
         _ => return None,
     })
 }
@@ -743,6 +809,7 @@ fn outline(plan: &Value, depth: usize) -> String {
         "Index Name",
         "Index Cond",
         "Actual Rows",
+        "Actual Loops",
         "Shared Hit Blocks",
     ] {
         if let Some(value) = plan.get(name) {
@@ -767,9 +834,8 @@ async fn the_checks_find_what_they_look_for() {
             "a sequential scan of scheduled_prompts",
         ),
         (
-            "SELECT id FROM scheduled_prompts WHERE status = 'active' AND deleted_at IS NULL
-                AND next_run_at <= now() ORDER BY next_run_at LIMIT 1",
-            "scheduled_prompts_system_due bounded by ((next_run_at <= now()))",
+            "SELECT id FROM scheduled_prompts WHERE due_at <= now() ORDER BY due_at LIMIT 1",
+            "scheduled_prompts_system_due bounded by ((due_at <= now()))",
         ),
         (
             "SELECT id FROM tenants WHERE id NOT IN (SELECT tenant_id FROM users)",
@@ -854,9 +920,12 @@ async fn the_sweeper_touches_what_is_due_and_nothing_else() {
             large.pages(&body, values, "force_generic_plan").await,
             small.pages(&body, values, "force_generic_plan").await,
         );
+        let shown = large.plan(&body, values, "force_generic_plan", true).await;
         println!(
-            "{function}: {} pages of a million, {} of a thousand",
-            pages.0, pages.1
+            "{function}: {} pages of a million, {} of a thousand\n{}",
+            pages.0,
+            pages.1,
+            outline(&shown, 1)
         );
         let growth =
             f64::from(i32::try_from(pages.0).unwrap()) / f64::from(i32::try_from(pages.1).unwrap());

@@ -105,7 +105,9 @@ impl Scene {
     async fn claim(&self, run: RunId, lease_ms: i64) -> Claim {
         match self.look(run, lease_ms).await {
             Looked::Claimed(claim) => claim,
-            other @ (Looked::GaveUp | Looked::NoPlace | Looked::Other(_) | Looked::NoRun) => panic!("{other:?}"),
+            other @ (Looked::GaveUp | Looked::NoPlace | Looked::Other(_) | Looked::NoRun) => {
+                panic!("{other:?}")
+            }
         }
     }
 
@@ -222,6 +224,7 @@ impl Scene {
 
         let sql = "SELECT prompt_id, scheduled_for FROM scheduled_prompt_runs
                     WHERE trigger IN ('schedule', 'backfill')
+                      AND (attempt > 0 OR status NOT IN ('missed', 'skipped', 'cancelled'))
                     GROUP BY 1, 2 HAVING count(*) > 1";
         assert_eq!(self.rows(sql, &[]).await, json!([]), "one run a slot");
 
@@ -609,7 +612,9 @@ async fn a_slot_that_the_last_run_takes_away_is_not_lost_in_silence() {
 #[tokio::test]
 async fn a_slot_that_is_skipped_names_the_run_in_its_way() {
     let scene = Scene::new().await;
-    let changes = json!({"overlap": "skip"});
+    // No slot but those that are set here.
+    let yearly = json!({"type": "cron", "expression": "0 0 1 1 *", "timezone": "UTC"});
+    let changes = json!({"overlap": "skip", "schedule": yearly});
     let prompt = scene.due_prompt(&changes, TimeDelta::zero()).await;
     let first = fire(scene.db(), scene.tenant.id, prompt, LONG_MS)
         .await
@@ -620,15 +625,16 @@ async fn a_slot_that_is_skipped_names_the_run_in_its_way() {
         .await
         .unwrap();
     assert!(second.is_none());
-    let sql = "SELECT reason, error_message FROM scheduled_prompt_runs
+    let sql = "SELECT reason, error_message, overlapped_by FROM scheduled_prompt_runs
                 WHERE prompt_id = $1 AND status = 'skipped'";
     let skipped = scene.rows(sql, &[&prompt.uuid()]).await;
     assert_eq!(skipped[0]["reason"], "overlap");
+    assert_eq!(skipped[0]["overlapped_by"], json!(first.run_id));
     let words = skipped[0]["error_message"].as_str().unwrap();
     assert!(words.contains(&first.run_id.to_string()), "{words}");
 
-    // One that buffers lets one wait, which is then kept back until the first is through.
-    let changes = json!({"overlap": "buffer_one"});
+    // One that buffers lets the latest wait, which is kept back until the first is through.
+    let changes = json!({"overlap": "buffer_one", "schedule": yearly});
     let prompt = scene.due_prompt(&changes, TimeDelta::zero()).await;
     let first = fire(scene.db(), scene.tenant.id, prompt, LONG_MS)
         .await
@@ -650,6 +656,13 @@ async fn a_slot_that_is_skipped_names_the_run_in_its_way() {
     );
     let open = scene.open_runs(prompt).await;
     let waiting = *open.iter().find(|run| **run != first.run_id).unwrap();
+    let sql = "SELECT reason, overlapped_by FROM scheduled_prompt_runs
+                WHERE prompt_id = $1 AND status = 'skipped'";
+    let replaced = scene.row(sql, &[&prompt.uuid()]).await;
+    assert_eq!(
+        replaced,
+        json!({"reason": "replaced", "overlapped_by": waiting})
+    );
     let looked = scene.look(waiting, LONG_MS).await;
     assert!(
         matches!(looked, Looked::Other(NextStep::Defer)),
@@ -955,8 +968,15 @@ async fn a_run_has_one_notice_of_its_failure_and_each_pause_has_one() {
         .into_iter()
         .map(|one| (one.purpose, one.position))
         .collect();
-    let expected = [("failure_notice", 0), ("paused_notice", 0), ("paused_notice", 1)];
-    assert_eq!(of_run, expected.map(|(purpose, at)| (purpose.to_owned(), at)));
+    let expected = [
+        ("failure_notice", 0),
+        ("paused_notice", 0),
+        ("paused_notice", 1),
+    ];
+    assert_eq!(
+        of_run,
+        expected.map(|(purpose, at)| (purpose.to_owned(), at))
+    );
 }
 
 /// The run fails with a notice of that sort: gives how many are sent.
@@ -1051,6 +1071,7 @@ async fn a_wake_up_that_waited_for_a_change_runs_the_new_version() {
         spec: &stage::spec(&json!({"prompt_text": "say something else"})),
         next_run_at: None,
         webhook_urls: &[],
+        calendars: None,
     };
     prompts::replace(&tx, &change).await.unwrap();
     let (db, tenant) = (scene.db().clone(), scene.tenant.id);

@@ -56,7 +56,9 @@ pub(crate) fn prepare(
             let id = DeliveryId::new();
             let rendered = match destination {
                 Destination::Email(email) => {
-                    let subject = usize::try_from(position).ok().and_then(|at| job.subject(at));
+                    let subject = usize::try_from(position)
+                        .ok()
+                        .and_then(|at| job.subject(at));
                     render::email(&facts, id, email, subject, &executor.from)
                 }
                 Destination::Webhook(webhook) => render::webhook(&facts, webhook),

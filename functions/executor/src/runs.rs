@@ -11,11 +11,10 @@ use shared::{
     db::{
         DbError,
         runs::{
-            self, AfterFailure, Answer, Claim, Failure, FailureWriting, Intent, LockedRun, NextStep,
-            SealedSecrets, Spent, Tokens, Writing,
+            self, AfterFailure, Answer, Claim, Failure, FailureWriting, Intent, LockedRun,
+            NextStep, SealedSecrets, Spent, Tokens, Writing,
         },
     },
-    exclusion::NO_HOLIDAYS,
     ids::{PromptId, RunId, TenantId},
     prompt::PromptSpec,
     run::{RunStatus, RunTrigger},
@@ -33,6 +32,9 @@ use crate::{
 
 /// How long a run waits that the overlap policy or the tenant's limit keeps back.
 const DEFER_MS: i64 = 5_000;
+
+/// How long a run of a backfill waits for the ones before it, unless one of them calls it.
+const WAIT_TURN_MS: i64 = 600_000;
 
 /// Longest wait between two tries of a run.
 const RETRY_CAP: Duration = Duration::from_secs(3_600);
@@ -60,7 +62,7 @@ pub(crate) async fn fire(
         match look(executor, tenant_id, prompt_id).await? {
             Looked::Done => return Ok(()),
             Looked::More => {}
-            Looked::Claimed(claim, job) => return execute(executor, claim, job).await,
+            Looked::Claimed(claim, job) => return Box::pin(execute(executor, claim, job)).await,
             Looked::Queued(job) => {
                 let (run_id, job) = (job.run_id, job.render().await?);
                 return take(executor, tenant_id, run_id, Some(job)).await;
@@ -94,7 +96,7 @@ async fn look(
     };
     let spec = stored_spec(&due.slots.spec)?;
     let policy = Policy::of(&spec, prompt_id, due.runs_left);
-    let next = |after| spec.next_slot(after, &NO_HOLIDAYS);
+    let next = |after| spec.next_slot(after, &due.slots.holidays);
     let plan = slots::plan(due.look(), policy, next);
     let run_id = RunId::new();
     let mut writing = Writing {
@@ -107,7 +109,11 @@ async fn look(
     let begins = plan.begins(policy, &due.open);
     let Some(slot) = begins.filter(|_| due.has_capacity) else {
         runs::write_plan(tx, &due, &writing).await?;
-        return Ok(if plan.is_cut { Looked::More } else { Looked::Done });
+        return Ok(if plan.is_cut {
+            Looked::More
+        } else {
+            Looked::Done
+        });
     };
     let job = Job::new(run_id, &due.slots.spec, slot, RunTrigger::Schedule)?
         .after(due.previous_output.take());
@@ -151,6 +157,7 @@ async fn take(
     match locked.next {
         NextStep::Leave => return tx.commit().await,
         NextStep::Defer => return runs::defer(tx, &locked, DEFER_MS).await,
+        NextStep::WaitTurn => return runs::defer(tx, &locked, WAIT_TURN_MS).await,
         NextStep::Skip(reason) => return runs::skip(tx, &locked, reason).await,
         NextStep::Cancel(reason) => {
             runs::cancel_queued(&tx, locked.prompt_id, reason).await?;
@@ -158,7 +165,7 @@ async fn take(
         }
         NextStep::GiveUp => {
             tx.commit().await?;
-            return give_up(executor, tenant_id, &locked).await;
+            return Box::pin(give_up(executor, tenant_id, &locked)).await;
         }
         NextStep::Claim => {}
     }
@@ -173,16 +180,13 @@ async fn take(
     let due = locked.due_at_last.as_ref();
     let over_limit = due.and_then(|due| dropped(due, locked.now));
     match runs::claim(tx, &locked, &intent(executor, &job), over_limit).await? {
-        Some(claim) => execute(executor, claim, job).await,
+        Some(claim) => Box::pin(execute(executor, claim, job)).await,
         None => Ok(()),
     }
 }
 
 /// What a locked run is to do. An earlier try's texts go before all others.
-async fn locked_job(
-    locked: &mut LockedRun,
-    rendered: Option<Job>,
-) -> Result<Rendered, DbError> {
+async fn locked_job(locked: &mut LockedRun, rendered: Option<Job>) -> Result<Rendered, DbError> {
     let job = || {
         Job::new(
             locked.run_id,

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     destination::Kind,
-    ids::{DeliveryId, PromptId, RunId, TenantId},
+    ids::{AuditEventId, DeliveryId, PromptId, RunId, TenantId},
     run::{DELIVERY_ATTEMPTS_MAX, DeliveryStatus, RunStatus, RunTrigger},
     slots::Dropped,
 };
@@ -442,6 +442,7 @@ pub async fn finish(
                 &counted.ends,
                 &pauses,
                 &end.reason.unwrap_or(runs::NO_CODE),
+                &AuditEventId::new().uuid(),
             ],
         ),
         step(

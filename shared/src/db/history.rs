@@ -38,6 +38,10 @@ pub struct RunSummary {
     /// Why it was skipped, missed, cancelled or failed: a stable word.
     #[schema(required)]
     pub reason: Option<String>,
+    /// Of a skipped slot: the run that was in its way (`overlap`) or took its place (`replaced`). It may
+    /// be gone by now.
+    #[schema(required, value_type = Option<Uuid>)]
+    pub overlapped_by: Option<RunId>,
     /// Tries begun.
     pub attempt: i32,
     /// Tries at the most.
@@ -253,7 +257,7 @@ pub struct RunPage {
 macro_rules! run_columns {
     () => {
         "r.id, r.prompt_id, r.scheduled_for, r.scheduled_until, r.slots_count, r.trigger, r.status,
-         r.reason, r.attempt, r.attempts_max, r.available_at, r.prompt_version, r.provider, r.model,
+         r.reason, r.overlapped_by, r.attempt, r.attempts_max, r.available_at, r.prompt_version, r.provider, r.model,
          r.input_tokens, r.output_tokens, r.cached_tokens, r.tokens_used, r.cost_usd, r.price_version,
          r.latency_ms, r.output_bytes, encode(r.output_sha256, 'hex') AS output_sha256, r.output_uri,
          r.output_truncated, r.error_code, r.error_message, r.trace_id, r.span_id, r.started_at,
@@ -603,6 +607,7 @@ fn read_run(row: &Row) -> Result<RunSummary, DbError> {
         trigger: word(row, "trigger")?,
         status: word(row, "status")?,
         reason: column(row, "reason")?,
+        overlapped_by: column::<Option<Uuid>>(row, "overlapped_by")?.map(RunId::from),
         attempt: column(row, "attempt")?,
         attempts_max: column(row, "attempts_max")?,
         available_at: column(row, "available_at")?,

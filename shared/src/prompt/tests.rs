@@ -295,8 +295,18 @@ fn every_refusal_names_its_field_and_code() {
         ),
         ("overlap", json!("wait"), "overlap", "unknown_value"),
         ("misfire", json!("run"), "misfire", "unknown_value"),
-        ("overlap_runs_max", json!(0), "overlap_runs_max", "out_of_range"),
-        ("overlap_runs_max", json!(21), "overlap_runs_max", "out_of_range"),
+        (
+            "overlap_runs_max",
+            json!(0),
+            "overlap_runs_max",
+            "out_of_range",
+        ),
+        (
+            "overlap_runs_max",
+            json!(21),
+            "overlap_runs_max",
+            "out_of_range",
+        ),
         (
             "catchup_window_s",
             json!(604_801),

@@ -103,6 +103,7 @@ fn fires(schedule: Schedule, now: Option<DateTime<Utc>>) -> Result<Schedule, Vec
 }
 
 fn cron(fields: &mut Fields<'_>, window: Window) -> Option<(Form, Plan)> {
+    let dst_gap = dst_gap(fields);
     let text = fields
         .required_such_as("expression", "0 9 * * 1-5")
         .parse_text(Ok)?;
@@ -113,7 +114,7 @@ fn cron(fields: &mut Fields<'_>, window: Window) -> Option<(Form, Plan)> {
             return None;
         }
     };
-    let dst_gap = dst_gap(fields).unwrap_or(cron.usual_dst_gap());
+    let dst_gap = dst_gap.unwrap_or(cron.usual_dst_gap());
     let plan = wall_plan(fields, cron, window.timezone, dst_gap)?;
     let expression: Vec<&str> = text.split_ascii_whitespace().collect();
     let form = Form::Cron(CronSchedule {

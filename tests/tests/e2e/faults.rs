@@ -198,6 +198,14 @@ async fn a_prompt_that_keeps_failing_is_paused() {
     assert_eq!(paused["status_reason"], "failures");
     assert_eq!(paused["next_run_at"], Value::Null);
     assert_eq!(paused["consecutive_failures"], 2);
+    let trail = "/v1/audit-events?action=prompt.paused";
+    let path = format!("{trail}&target_id={}", text(&prompt["id"]));
+    let events = tenant.get(&path).await;
+    let events = events["items"].as_array().unwrap();
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(events[0]["actor_kind"], "system");
+    assert_eq!(events[0]["detail"]["reason"], "failures");
+    assert_eq!(events[0]["detail"]["note"], paused["status_note"]);
 
     let path = format!("/v1/prompts/{}/resume", text(&prompt["id"]));
     let resumed = tenant.post(&path, json!({})).await;

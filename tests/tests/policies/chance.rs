@@ -37,12 +37,10 @@ impl Chance {
     }
 }
 
-/// The seed of this run: `CARILLON_TEST_SEED`, else another each time.
+/// The seed of this run: `CARILLON_TEST_SEED`, else another each time. To be printed.
 pub(crate) fn seed() -> u64 {
-    let seed = match env::var("CARILLON_TEST_SEED") {
+    match env::var("CARILLON_TEST_SEED") {
         Ok(given) => given.parse().expect("CARILLON_TEST_SEED is a number"),
-        Err(_) => uuid::Uuid::new_v4().as_u64_pair().0,
-    };
-    println!("CARILLON_TEST_SEED={seed}");
-    seed
+        Err(_) => uuid::Uuid::now_v7().as_u64_pair().1,
+    }
 }

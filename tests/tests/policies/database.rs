@@ -109,7 +109,13 @@ impl Sim {
     }
 
     /// Calls the API, which accepts it.
-    pub(crate) async fn call(&self, caller: &Caller, method: &str, path: &str, body: Option<Value>) -> Value {
+    pub(crate) async fn call(
+        &self,
+        caller: &Caller,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> Value {
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -225,7 +231,12 @@ impl Prompt {
             Deed::CancelRun(key) => {
                 let run = self.run(*key).await;
                 self.sim
-                    .call(&self.caller, "POST", &format!("/v1/runs/{run}/cancel"), None)
+                    .call(
+                        &self.caller,
+                        "POST",
+                        &format!("/v1/runs/{run}/cancel"),
+                        None,
+                    )
                     .await;
             }
             Deed::RetryRun(key) => {
@@ -247,7 +258,11 @@ impl Prompt {
         };
         let sql = "SELECT id FROM scheduled_prompt_runs WHERE prompt_id = $1 AND scheduled_for = $2
                       AND trigger = 'schedule'";
-        let found = self.sim.admin.query_one(sql, &[&self.id.uuid(), &slot]).await;
+        let found = self
+            .sim
+            .admin
+            .query_one(sql, &[&self.id.uuid(), &slot])
+            .await;
         let run = RunId::from(found.unwrap().get::<_, Uuid>(0));
         self.runs.insert(key, run);
         run
@@ -354,7 +369,8 @@ impl Prompt {
             }),
             available_at: row.get("available_at"),
         });
-        let sql = "SELECT status, status_reason, next_run_at, run_count, success_count, failure_count,
+        let sql =
+            "SELECT status, status_reason, next_run_at, run_count, success_count, failure_count,
                           consecutive_failures
                      FROM scheduled_prompts WHERE id = $1";
         let shown = admin.query_one(sql, &[&self.id.uuid()]).await.unwrap();

@@ -131,7 +131,13 @@ impl Judge {
         self.run_count
     }
 
-    pub(crate) fn does(&mut self, at: DateTime<Utc>, deed: &Deed, asked: Option<Key>, delay: TimeDelta) {
+    pub(crate) fn does(
+        &mut self,
+        at: DateTime<Utc>,
+        deed: &Deed,
+        asked: Option<Key>,
+        delay: TimeDelta,
+    ) {
         self.tell(|| format!("{at} {deed:?} {asked:?}"));
         match deed {
             Deed::Pause => {
@@ -168,7 +174,8 @@ impl Judge {
             }
             Deed::CancelRun(key) => {
                 let run = self.runs.get_mut(key).unwrap();
-                (run.is, run.reason, run.ended_at) = (Is::Over("cancelled"), Some("user"), Some(at));
+                (run.is, run.reason, run.ended_at) =
+                    (Is::Over("cancelled"), Some("user"), Some(at));
             }
             Deed::RetryRun(key) => self.retry(at, *key),
         }
@@ -215,7 +222,8 @@ impl Judge {
     fn cancel_waiting(&mut self, at: DateTime<Utc>, reason: &'static str) {
         for run in self.runs.values_mut() {
             if run.is == Is::Waiting {
-                (run.is, run.reason, run.ended_at) = (Is::Over("cancelled"), Some(reason), Some(at));
+                (run.is, run.reason, run.ended_at) =
+                    (Is::Over("cancelled"), Some(reason), Some(at));
             }
         }
     }
@@ -234,11 +242,19 @@ impl Judge {
     }
 
     /// Several workers look at the prompt at once; `began` are the runs that they claimed.
-    pub(crate) fn looks(&mut self, at: DateTime<Utc>, workers: u32, began: &[Key], lease: TimeDelta) {
+    pub(crate) fn looks(
+        &mut self,
+        at: DateTime<Utc>,
+        workers: u32,
+        began: &[Key],
+        lease: TimeDelta,
+    ) {
         self.tell(|| format!("{at} {workers} look, {began:?} begin"));
         let mut left = began.to_vec();
         for _ in 0..workers {
-            let Some(begins) = self.look(at) else { continue };
+            let Some(begins) = self.look(at) else {
+                continue;
+            };
             match left.iter().position(|key| *key == begins) {
                 Some(at_index) => {
                     left.remove(at_index);
@@ -256,7 +272,9 @@ impl Judge {
 
     /// Accounts for what is due; gives the run that begins.
     fn look(&mut self, at: DateTime<Utc>) -> Option<Key> {
-        let first = self.first.filter(|first| *first <= at && self.state == State::Active)?;
+        let first = self
+            .first
+            .filter(|first| *first <= at && self.state == State::Active)?;
         let mut covered = self.config.slots(first, at);
         covered.retain(|slot| *slot == first || *slot + self.delay <= at);
         let mut missed = Vec::new();
@@ -363,7 +381,9 @@ impl Judge {
             .collect();
         let oldest = |is: Is| {
             let of_kind = open.iter().filter(|(_, run)| run.is == is);
-            of_kind.min_by_key(|(_, run)| run.number).map(|(key, _)| **key)
+            of_kind
+                .min_by_key(|(_, run)| run.number)
+                .map(|(key, _)| **key)
         };
         let Some(by) = oldest(Is::Running).or(oldest(Is::Waiting)) else {
             return (candidates, None);
@@ -381,12 +401,18 @@ impl Judge {
                 Overlap::BufferOne => Some(slot) == newest,
                 Overlap::AllowAll => number < room,
             };
-            if fits { runs.push(slot) } else { skipped.push(slot) }
+            if fits {
+                runs.push(slot);
+            } else {
+                skipped.push(slot);
+            }
         }
         let buffers = self.config.overlap == Overlap::BufferOne && !runs.is_empty();
         for slot in skipped {
-            self.rows
-                .insert(slot, row(slot, None, 1, "skipped", Some("overlap"), Some(by)));
+            self.rows.insert(
+                slot,
+                row(slot, None, 1, "skipped", Some("overlap"), Some(by)),
+            );
         }
         (runs, waiting.filter(|_| buffers))
     }
@@ -401,7 +427,9 @@ impl Judge {
             .values()
             .filter(|run| !run.is_test && run.is == Is::Waiting && run.tries == 0);
         let taken = self.run_count as usize + promised.count();
-        let room = (max as usize).saturating_sub(taken).max(usize::from(replaces));
+        let room = (max as usize)
+            .saturating_sub(taken)
+            .max(usize::from(replaces));
         for slot in runs.split_off(room.min(runs.len())) {
             self.rows
                 .insert(slot, row(slot, None, 1, "skipped", Some("max_runs"), None));
@@ -428,14 +456,17 @@ impl Judge {
     }
 
     fn others_running(&self, but: Option<Key>) -> usize {
-        let running = self.runs.iter().filter(|(key, run)| {
-            run.is == Is::Running && !run.is_test && Some(**key) != but
-        });
+        let running = self
+            .runs
+            .iter()
+            .filter(|(key, run)| run.is == Is::Running && !run.is_test && Some(**key) != but);
         running.count()
     }
 
     fn is_limit_reached(&self) -> bool {
-        self.config.max_runs.is_some_and(|max| self.run_count >= max)
+        self.config
+            .max_runs
+            .is_some_and(|max| self.run_count >= max)
     }
 
     fn claim(&mut self, at: DateTime<Utc>, key: Key, lease: TimeDelta) {
@@ -460,14 +491,18 @@ impl Judge {
         let mut left = took.to_vec();
         for _ in 0..took.len() {
             let expected = self.expected_take(at, key);
-            let found = left.iter().position(|one| said(one) == said(&expected));
-            let found = found.or_else(|| {
-                // The tenant's limit alone may keep it back.
-                let kept_back = !self.is_alone && said(&expected) == "claimed";
-                left.iter().position(|one| kept_back && said(one) == "deferred")
-            });
+            // The tenant's limit alone may keep it back, until a place is free.
+            let kept_back = !self.is_alone && said(&expected) == "claimed";
+            let found = left
+                .iter()
+                .position(|one| kept_back && said(one) == "deferred")
+                .or_else(|| left.iter().position(|one| said(one) == said(&expected)));
             let Some(found) = found else {
-                panic!("{key:?} had to be {}, not {left:?}{}", said(&expected), self.told());
+                panic!(
+                    "{key:?} had to be {}, not {left:?}{}",
+                    said(&expected),
+                    self.told()
+                );
             };
             let took = left.remove(found);
             self.take(at, key, &took, lease);

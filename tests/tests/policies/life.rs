@@ -40,7 +40,10 @@ impl Life {
 
     /// What ends, and what people do.
     pub(crate) async fn goes_on(&mut self, at: DateTime<Utc>) {
-        let ended: Vec<_> = self.under_way.extract_if(.., |(_, end, _)| *end <= at).collect();
+        let ended: Vec<_> = self
+            .under_way
+            .extract_if(.., |(_, end, _)| *end <= at)
+            .collect();
         for (claim, _, outcome) in ended {
             self.judge.ends(at, claim.key, claim.attempt, outcome);
             match &mut self.world {
@@ -69,7 +72,12 @@ impl Life {
 
     /// What wakes it, and what takes its runs. `found` says whether the sweep has found it.
     pub(crate) async fn is_looked_at(&mut self, at: DateTime<Utc>, found: bool) {
-        assert_eq!(found, self.judge.is_found(at), "found at {at}{}", self.judge.told());
+        assert_eq!(
+            found,
+            self.judge.is_found(at),
+            "found at {at}{}",
+            self.judge.told()
+        );
         if self.chance.one_in(25) {
             let most = self.chance.pick(&[20, 200, 2_000]);
             let minutes = i64::try_from(self.chance.below(most)).unwrap();
@@ -105,7 +113,9 @@ impl Life {
             }
             let workers = 1 + self.chance.below(2);
             let took: Vec<Took> = match &mut self.world {
-                World::Memory(memory) => (0..workers).map(|_| memory.takes(at, key, LEASE)).collect(),
+                World::Memory(memory) => {
+                    (0..workers).map(|_| memory.takes(at, key, LEASE)).collect()
+                }
                 World::Database(prompt) => prompt.takes(key, workers).await,
             };
             self.judge.takes(at, key, &took, LEASE);

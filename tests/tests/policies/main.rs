@@ -10,6 +10,7 @@ mod chance;
 mod database;
 mod judge;
 mod life;
+mod limits;
 mod memory;
 mod script;
 
@@ -37,7 +38,7 @@ const LIVES_IN_DATABASE: u64 = 240;
 /// Steps of time in each.
 const TICKS: u64 = 40;
 
-fn beginning() -> DateTime<Utc> {
+pub(crate) fn beginning() -> DateTime<Utc> {
     "2026-03-02T00:00:20Z".parse().unwrap()
 }
 
@@ -50,6 +51,7 @@ fn passes(chance: &mut Chance) -> TimeDelta {
 #[test]
 fn the_judge_agrees_with_ten_thousand_lives() {
     let seed = seed();
+    println!("CARILLON_TEST_SEED={seed}");
     let mut fates = BTreeMap::new();
     for case in 0..LIVES {
         // One that goes wrong is led again, and told.
@@ -120,6 +122,7 @@ fn lead(seed: u64, case: u64, told: bool) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_judge_agrees_with_lives_over_postgres() {
     let seed = seed();
+    println!("CARILLON_TEST_SEED={seed}");
     let mut chance = Chance::of_case(seed, u64::MAX);
     let mut at = beginning();
     let sim = Sim::new(at).await;

@@ -125,9 +125,10 @@ impl Memory {
     fn retry(&mut self, at: DateTime<Utc>, key: Key) {
         let retries = i32::try_from(self.config.max_retries).unwrap();
         let ended = self.run(key).completed_at;
-        let newer = self.runs.iter().filter(|run| {
-            run.is("failed") && !run.is_test && run.completed_at > ended
-        });
+        let newer = self
+            .runs
+            .iter()
+            .filter(|run| run.is("failed") && !run.is_test && run.completed_at > ended);
         let newer = i32::try_from(newer.count()).unwrap();
         let run = self.run(key);
         (run.row.status, run.row.reason) = ("queued".to_owned(), None);
@@ -258,7 +259,10 @@ impl Memory {
             count: u32::try_from(open().count()).unwrap(),
             running: u32::try_from(running().count()).unwrap(),
             in_the_way: running().next().or_else(|| open().next()).map(id),
-            waiting: waiting.max_by_key(|run| run.slot).filter(|run| run.slot.is_some()).map(id),
+            waiting: waiting
+                .max_by_key(|run| run.slot)
+                .filter(|run| run.slot.is_some())
+                .map(id),
         }
     }
 
@@ -279,18 +283,42 @@ impl Memory {
                     taker = Some(planned.scheduled_for);
                     ("queued", None, None, 1, None, after)
                 }
-                Fate::Overlapped { by } => {
-                    ("skipped", Some("overlap"), Some(by), 1, None, TimeDelta::zero())
-                }
-                Fate::OverLimit => ("skipped", Some("max_runs"), None, 1, None, TimeDelta::zero()),
+                Fate::Overlapped { by } => (
+                    "skipped",
+                    Some("overlap"),
+                    Some(by),
+                    1,
+                    None,
+                    TimeDelta::zero(),
+                ),
+                Fate::OverLimit => (
+                    "skipped",
+                    Some("max_runs"),
+                    None,
+                    1,
+                    None,
+                    TimeDelta::zero(),
+                ),
                 Fate::Missed {
                     reason,
                     count,
                     until,
-                } => ("missed", Some(reason), None, count, Some(until), TimeDelta::zero()),
+                } => (
+                    "missed",
+                    Some(reason),
+                    None,
+                    count,
+                    Some(until),
+                    TimeDelta::zero(),
+                ),
             };
             let by = by.map(|by| self.runs.iter().find(|run| run.id == by).unwrap().key());
-            self.insert(RunId::new(), Some(planned.scheduled_for), status, at + after);
+            self.insert(
+                RunId::new(),
+                Some(planned.scheduled_for),
+                status,
+                at + after,
+            );
             let row = &mut self.runs.last_mut().unwrap().row;
             (row.reason, row.by, row.count) = (reason.map(str::to_owned), by, count);
             row.until = until.filter(|_| count > 1);

@@ -59,13 +59,19 @@ impl Config {
             (60, 60),
         ]);
         self.minutes = minutes;
-        self.hours = if minutes == 60 { chance.pick(&[1, 2, 4]) } else { 1 };
+        self.hours = if minutes == 60 {
+            chance.pick(&[1, 2, 4])
+        } else {
+            1
+        };
         self.jitter_minutes = match chance.below(3) {
             0 => u32::try_from(chance.below(gap)).unwrap(),
             _ => 0,
         };
         let hours = i64::try_from(5 + chance.below(24)).unwrap();
-        self.end = chance.one_in(5).then(|| whole_minute(now) + TimeDelta::hours(hours));
+        self.end = chance
+            .one_in(5)
+            .then(|| whole_minute(now) + TimeDelta::hours(hours));
     }
 
     /// The first slot after an instant.

@@ -5,11 +5,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
-    super::{
-        DbError, Param, TenantTx, column,
-        prompts::DroppedRow,
-        tenant_tx::step,
-    },
+    super::{DbError, Param, TenantTx, column, prompts::DroppedRow, tenant_tx::step},
     CAPACITY, Claim, DROP_OVER_LIMIT, DueSlots, Intent, LOCK_CLAIMS, due_slots, has_capacity,
     in_order, previous_output, read_due_slots,
 };
@@ -89,7 +85,8 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
                 ),
                 &[&id],
             ),
-            // A backfill that waits is in nobody's way; it waits for the prompt's other runs itself.
+            // A backfill is in no slot's way: one that waits lets the slot go first, and for one that
+            // is under way the slot waits.
             step(
                 "-- runs::open_of_prompt
                  SELECT count(*) FILTER (WHERE in_the_way) AS open,
@@ -101,7 +98,7 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
                             FILTER (WHERE status = 'queued' AND trigger = 'schedule' AND attempt = 0))[1]
                             AS waiting
                    FROM (SELECT id, status, trigger, attempt, created_at, scheduled_for,
-                                status = 'running' OR trigger <> 'backfill' AS in_the_way
+                                trigger <> 'backfill' AS in_the_way
                            FROM scheduled_prompt_runs
                           WHERE prompt_id = $1 AND status IN ('queued', 'running')
                             AND trigger <> 'test') r",
@@ -138,17 +135,14 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
         runs_left: max_runs.map(|max| u64::try_from(max - taken).unwrap_or(0)),
         next_is_last: max_runs.is_some_and(|max| run_count + 1 >= max),
         open: open_runs(open)?,
-        shared: newest
-            .first()
-            .map(shared_row)
-            .transpose()?
-            .flatten(),
+        shared: newest.first().map(shared_row).transpose()?.flatten(),
         has_capacity: has_capacity(capacity)?,
     }))
 }
 
 fn open_runs(row: &Row) -> Result<OpenRuns, DbError> {
-    let count = |name| Ok::<_, DbError>(u32::try_from(column::<i64>(row, name)?).unwrap_or(u32::MAX));
+    let count =
+        |name| Ok::<_, DbError>(u32::try_from(column::<i64>(row, name)?).unwrap_or(u32::MAX));
     let run = |name| Ok::<_, DbError>(column::<Option<Uuid>>(row, name)?.map(RunId::from));
     Ok(OpenRuns {
         count: count("open")?,
@@ -199,9 +193,9 @@ pub async fn write_plan(
     let plan = writing.plan;
     let rows = PlanRows::new(plan, due.now, writing.run_id);
     let extended = plan.extension.map(|extension| extension.run_id.uuid());
-    let (more, until) = plan
-        .extension
-        .map_or((0, None), |extension| (extension.count, Some(extension.until)));
+    let (more, until) = plan.extension.map_or((0, None), |extension| {
+        (extension.count, Some(extension.until))
+    });
     let replaced = plan.replaced.map(RunId::uuid);
     let run = writing.intent.map(|_| writing.run_id.uuid());
     let taken_by = writing.run_id.uuid();
@@ -261,8 +255,7 @@ const INSERT_PLANNED: &str = "-- runs::insert_planned
                   $11::timestamptz[], $12::uuid[], $13::timestamptz[])
         AS t (id, scheduled_for, status, reason, message, slots_count, scheduled_until,
               overlapped_by, available_at)
-    ON CONFLICT (tenant_id, prompt_id, scheduled_for)
-       WHERE trigger IN ('schedule', 'backfill') DO NOTHING";
+    ON CONFLICT DO NOTHING";
 
 const EXTEND_MISSED: &str = "-- runs::extend_missed
     UPDATE scheduled_prompt_runs

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     destination::Kind,
-    ids::DeliveryId,
+    ids::{AuditEventId, DeliveryId},
     run::{RunStatus, RunTrigger},
     slots::Dropped,
 };
@@ -391,6 +391,7 @@ pub async fn finish_output(
                     &counted.ends,
                     &false,
                     &NO_CODE,
+                    &AuditEventId::new().uuid(),
                 ],
             ),
             step(
@@ -503,6 +504,7 @@ pub async fn finish_failure(
                     &counted.ends,
                     &pauses,
                     &failure.code,
+                    &AuditEventId::new().uuid(),
                 ],
             ),
             step(INSERT_LOG, &log.params(&tenant, &run)),
@@ -605,8 +607,9 @@ pub(in crate::db) const INSERT_LOG: &str = "-- runs::log
     VALUES ($1, $2, $3, $4, $5, $6)";
 
 /// A run's end: $2 successes and $3 failures more, $5 whether it ended, $6 whether that pauses, $7
-/// the failure's code.
+/// the failure's code, $8 the id of the audit event of a pause.
 pub(in crate::db) const COUNT_END: &str = "-- runs::count_end
+    WITH counted AS (
     UPDATE scheduled_prompts p
        SET success_count = p.success_count + $2::int,
            failure_count = p.failure_count + $3::int,
@@ -623,7 +626,12 @@ pub(in crate::db) const COUNT_END: &str = "-- runs::count_end
       FROM (SELECT q.id, CASE WHEN $2::int > 0 THEN 0
                               ELSE greatest(q.consecutive_failures + $3::int, 0) END AS in_a_row
               FROM scheduled_prompts q WHERE q.id = $1) f
-     WHERE p.id = f.id AND $5::boolean";
+     WHERE p.id = f.id AND $5::boolean
+    RETURNING p.tenant_id, p.id, p.status_note)
+    INSERT INTO audit_events (tenant_id, id, actor_kind, action, target_kind, target_id, result, detail)
+    SELECT tenant_id, $8, 'system', 'prompt.paused', 'prompt', id, 'ok',
+           jsonb_build_object('reason', 'failures', 'note', status_note)
+      FROM counted WHERE $6::boolean";
 
 /// For [`COUNT_END`], where nothing failed.
 pub(in crate::db) const NO_CODE: &str = "";

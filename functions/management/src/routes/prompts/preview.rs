@@ -1,16 +1,13 @@
 //! What a schedule and its policies would do, before anything is saved.
 
 use axum::{Json, extract::State};
-use serde_json::Value;
 use shared::{
     db::preview::{self, Basis},
-    exclusion::NO_HOLIDAYS,
-    fault::Fault,
     simulate::{self, PreviewBody, Request, Simulation},
 };
 use tokio::task::spawn_blocking;
 
-use super::change::rules;
+use super::change::{named_calendars, rules};
 use crate::{app::App, auth::Caller, command::Command, error::ApiError, query::Query};
 
 /// Preview a schedule
@@ -43,8 +40,8 @@ pub(super) async fn preview_schedule(
     let body = command.json()?;
     let prompt_id = Request::prompt_id(&body);
     let tx = app.db.tenant(caller.tenant_id()).await?;
-    let basis = preview::basis(&tx, prompt_id).await?;
-    let request = match read(&app, &body, basis)? {
+    let Basis { limits, past } = preview::basis(&tx, prompt_id, &named_calendars(&body)).await?;
+    let request = match Request::parse(&body, &rules(&app, &limits)?, past) {
         Ok(request) => request,
         Err(faults) => {
             tx.rollback().await?;
@@ -53,15 +50,10 @@ pub(super) async fn preview_schedule(
     };
     // A year of minutes takes longer than a worker may be held up.
     let mut simulation =
-        spawn_blocking(move || simulate::run(&request, &NO_HOLIDAYS, &app.catalog))
+        spawn_blocking(move || simulate::run(&request, &limits.holidays, &app.catalog))
             .await
             .map_err(ApiError::internal)?;
     let others = preview::conflicts(tx, &simulation.conflict_slots(), prompt_id).await?;
     simulation.tell_conflicts(&others);
     Ok(Json(simulation))
-}
-
-fn read(app: &App, body: &Value, basis: Basis) -> Result<Result<Request, Vec<Fault>>, ApiError> {
-    let rules = rules(app, &basis.limits)?;
-    Ok(Request::parse(body, &rules, basis.past))
 }
