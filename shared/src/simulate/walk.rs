@@ -738,7 +738,7 @@ impl Due {
             OccurrenceKind::Shifted => Some((
                 "dst_gap",
                 format!(
-                    "the clock jumps over {}: the slot moves to the jump's end",
+                    "moved from {}, which the clock jumps over",
                     self.wall.format("%H:%M")
                 ),
             )),
