@@ -387,6 +387,13 @@ impl PromptSpec {
         warnings
     }
 
+    /// Whether an exclusion takes this instant: a slot that was reckoned before its calendar changed.
+    #[must_use]
+    pub fn excludes(&self, slot: DateTime<Utc>, holidays: &Holidays) -> bool {
+        let date = slot.with_timezone(&self.schedule.timezone()).date_naive();
+        self.exclusions.why(date, holidays).is_some()
+    }
+
     /// What a slot does that comes due while a run is going on.
     #[must_use]
     pub fn overlap(&self) -> Overlap {

@@ -84,7 +84,7 @@ pub struct Simulation {
     /// The EventBridge Scheduler entries: none for a manual schedule, at most two.
     #[schema(max_items = 2)]
     pub eventbridge: Vec<Entry>,
-    /// The schedule in plain English.
+    /// The schedule in plain English, with what is excluded and the jitter.
     pub description: String,
     /// What its author may not expect.
     pub warnings: Vec<Warning>,

@@ -4,11 +4,8 @@
 //! skipped time. Only figures from the same machine and moment compare. Before criterion's figures of
 //! chosen cases comes a survey of every vector, for the typical case and the worst.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a benchmark may panic, and prints what it found"
-)]
+#![expect(clippy::unwrap_used, reason = "a benchmark may panic")]
+#![expect(clippy::print_stdout, reason = "the survey is for people to read")]
 
 use std::{hint::black_box, str::FromStr, time::Instant};
 

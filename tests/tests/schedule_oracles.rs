@@ -6,7 +6,7 @@
 
 #![expect(
     clippy::unwrap_used,
-    reason = "a test ends at the first thing that is not as it must be"
+    reason = "a test ends at the first thing that is not as it must be, and tells its seed"
 )]
 
 use std::{

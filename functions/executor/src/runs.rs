@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use shared::{
     backoff,
     db::{
-        DbError,
+        DbError, prompts,
         runs::{
             self, AfterFailure, Answer, Claim, Failure, FailureWriting, Intent, LockedRun,
             NextStep, SealedSecrets, Spent, Tokens, Writing,
@@ -18,7 +18,7 @@ use shared::{
     ids::{PromptId, RunId, TenantId},
     prompt::PromptSpec,
     run::{RunStatus, RunTrigger},
-    slots::{self, Policy},
+    slots::{self, Dropped, Plan, Policy},
 };
 use tracing::{info, warn};
 
@@ -97,7 +97,13 @@ async fn look(
     let spec = stored_spec(&due.slots.spec)?;
     let policy = Policy::of(&spec, prompt_id, due.runs_left);
     let next = |after| spec.next_slot(after, &due.slots.holidays);
-    let plan = slots::plan(due.look(), policy, next);
+    let first = due.slots.first;
+    let plan = if spec.excludes(first, &due.slots.holidays) {
+        prompts::drop_slots(&tx, prompt_id, Dropped::one(first), "excluded").await?;
+        Plan::pass_over(next(first))
+    } else {
+        slots::plan(due.look(), policy, next)
+    };
     let run_id = RunId::new();
     let mut writing = Writing {
         plan: &plan,

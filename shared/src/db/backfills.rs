@@ -212,9 +212,8 @@ pub async fn insert(
                          prompt_version, backfill_id, available_at)
                  SELECT p.tenant_id, w.id, p.id, w.slot, 'backfill', 'queued', p.max_retries + 1,
                         p.spec_version, $2,
-                        clock.now + (w.turn - 1) * $6::integer * interval '1 second'
+                        (SELECT clock_timestamp()) + (w.turn - 1) * $6::integer * interval '1 second'
                    FROM wanted w CROSS JOIN scheduled_prompts p
-                  CROSS JOIN (SELECT clock_timestamp() AS now) clock
                   WHERE p.id = $3 AND w.turn <= $10::bigint
                  ON CONFLICT DO NOTHING
                  RETURNING id, scheduled_for

@@ -1,4 +1,4 @@
-//! Backfills as callers ask for them; `tests/backfills.rs` runs them.
+//! Backfills as callers ask for them; `tests/calendars_and_backfills.rs` runs them.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};

@@ -30,10 +30,10 @@ use crate::{
 };
 
 /// Lives in memory.
-const LIVES: u64 = 12_000;
+const LIVES: u64 = 10_400;
 
 /// Lives over PostgreSQL.
-const LIVES_IN_DATABASE: u64 = 240;
+const LIVES_IN_DATABASE: u64 = 200;
 
 /// Steps of time in each.
 const TICKS: u64 = 40;

@@ -1,16 +1,30 @@
-//! The runs of backfills beside those of the schedule, on real rows.
+//! What calendars take from the schedule, and the runs of backfills beside its own, on real rows.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests may panic")]
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Utc};
+use executor::{
+    Executor,
+    deliver::{Mailer, Sender, Storage},
+    http::Guarded,
+    model::{Models, ProvidersConfig},
+};
 use serde_json::{Value, json};
+use shared::calendar::Days;
 use shared::db::{
     backfills::{self, Backfill, NewBackfill},
-    retention,
+    calendars, prompts, retention,
     runs::{Claim, NextStep},
 };
-use shared::ids::{BackfillId, PromptId, RunId};
-use tests::stage::{Stage, Tenant, prompt, tenant};
+use shared::exclusion::CalendarName;
+use shared::ids::{BackfillId, CalendarId, PromptId, RunId};
+use shared::message::WakeUp;
+use shared::outbound::Policy;
+use shared::price::Catalog;
+use shared::seal::Sealer;
+use tests::stage::{Stage, Tenant, prompt, spec, tenant};
 use tests::worker::{LONG_MS, Looked, fire, resume, succeed};
 use uuid::Uuid;
 
@@ -81,8 +95,10 @@ impl Scene {
         self.stage.admin.execute(sql, &[]).await.unwrap();
     }
 
-    async fn make_due(&self, prompt_id: PromptId) -> DateTime<Utc> {
-        let due = DateTime::from_timestamp(Utc::now().timestamp() / 60 * 60, 0).unwrap();
+    /// Makes this minute's slot due, or an earlier one's.
+    async fn make_due(&self, prompt_id: PromptId, minutes: i64) -> DateTime<Utc> {
+        let due =
+            DateTime::from_timestamp((Utc::now().timestamp() / 60 + minutes) * 60, 0).unwrap();
         let sql = "UPDATE scheduled_prompts SET next_run_at = $2 WHERE id = $1";
         self.stage
             .admin
@@ -101,14 +117,18 @@ impl Scene {
     async fn claim(&self, run: RunId) -> Claim {
         match self.look(run).await {
             Looked::Claimed(claim) => claim,
-            other @ (Looked::GaveUp | Looked::Other(_) | Looked::NoRun) => panic!("{other:?}"),
+            other @ (Looked::GaveUp | Looked::Other(_) | Looked::NoRun | Looked::NoPlace) => {
+                panic!("{other:?}")
+            }
         }
     }
 
     async fn is_put_off(&self, run: RunId, why: NextStep) {
         match self.look(run).await {
             Looked::Other(found) => assert_eq!(found, why),
-            other @ (Looked::GaveUp | Looked::Claimed(_) | Looked::NoRun) => panic!("{other:?}"),
+            other @ (Looked::GaveUp | Looked::Claimed(_) | Looked::NoRun | Looked::NoPlace) => {
+                panic!("{other:?}")
+            }
         }
     }
 
@@ -189,18 +209,31 @@ async fn the_schedule_goes_first() {
     let prompt = scene.prompt(json!({ "overlap": "skip" })).await;
     let (_, runs) = scene.backfill(prompt, 2, 1).await;
     // A waiting backfill is in no slot's way.
-    let slot = scene.make_due(prompt).await;
+    let slot = scene.make_due(prompt, 0).await;
     let claim = fire(&scene.stage.db, scene.tenant.id, prompt, LONG_MS).await;
     let claim = claim.unwrap().expect("the slot runs");
-    assert_eq!(
-        scene.column(claim.run_id, "scheduled_for").await,
-        json!(slot)
-    );
+    let fired: DateTime<Utc> =
+        serde_json::from_value(scene.column(claim.run_id, "scheduled_for").await).unwrap();
+    assert_eq!(fired, slot);
     scene.time_passes().await;
     scene.is_put_off(runs[0], NextStep::Defer).await;
     succeed(&scene.stage.db, &claim, 0).await.unwrap();
     scene.time_passes().await;
-    scene.claim(runs[0]).await;
+    let of_backfill = scene.claim(runs[0]).await;
+
+    // One that is under way costs no slot: it waits, and goes before the next of the backfill.
+    let slot = scene.make_due(prompt, -1).await;
+    let claim = fire(&scene.stage.db, scene.tenant.id, prompt, LONG_MS).await;
+    assert_eq!(claim.unwrap(), None);
+    let sql = "SELECT id FROM scheduled_prompt_runs
+                WHERE trigger = 'schedule' AND status = 'queued' AND scheduled_for = $1";
+    let row = scene.stage.admin.query_one(sql, &[&slot]).await.unwrap();
+    let waiting: RunId = row.get::<_, Uuid>(0).into();
+    scene.is_put_off(waiting, NextStep::Defer).await;
+    succeed(&scene.stage.db, &of_backfill, 0).await.unwrap();
+    scene.time_passes().await;
+    scene.is_put_off(runs[1], NextStep::Defer).await;
+    scene.claim(waiting).await;
 }
 
 #[tokio::test]
@@ -230,4 +263,96 @@ async fn what_a_backfill_leaves_goes_with_its_runs() {
     let tx = scene.stage.tx(scene.tenant.id).await.unwrap();
     assert_eq!(backfills::get(tx, old).await.unwrap(), None);
     assert_eq!(scene.read(new).await.runs.queued, 1, "its run still waits");
+}
+
+/// The product's own executor, with a model that only pretends and folders to deliver to.
+fn executor(scene: &Scene, folder: &std::path::Path) -> Executor {
+    let providers = ProvidersConfig {
+        allow_echo: true,
+        ..ProvidersConfig::default()
+    };
+    Executor {
+        db: scene.stage.db.clone(),
+        models: Models::new(providers, executor::model::client().unwrap()),
+        sender: Sender::new(
+            Mailer::Directory {
+                path: folder.join("outbox"),
+            },
+            Storage::Directory {
+                root: folder.join("storage"),
+            },
+            Guarded::new(Policy::PUBLIC).unwrap(),
+        ),
+        sealer: Sealer::from_key_file(&folder.join("key")).unwrap(),
+        catalog: Catalog::shipped(),
+        from: "carillon@example.com".parse().unwrap(),
+        lease: Duration::from_secs(60),
+    }
+}
+
+/// A prompt with a slot each minute but on these dates, whose slot of so many minutes ago is due.
+async fn excluding(scene: &Scene, name: &str, dates: &[DateTime<Utc>], minutes: i64) -> PromptId {
+    let days: Vec<_> = dates
+        .iter()
+        .map(|date| json!({ "date": date.date_naive() }))
+        .collect();
+    let days = Days::parse(&json!({ "days": days }), Utc::now()).unwrap();
+    let id = PromptId::new();
+    let tx = scene.stage.tx(scene.tenant.id).await.unwrap();
+    let calendar = CalendarName::parse(name).unwrap();
+    calendars::insert(&tx, CalendarId::new(), &calendar, &days)
+        .await
+        .unwrap();
+    let spec = spec(
+        &json!({ "exclusions": { "calendars": [name] }, "model": "echo/echo-1", "misfire": "skip" }),
+    );
+    let new = prompts::NewPrompt {
+        id,
+        user_id: scene.tenant.user,
+        spec: &spec,
+        next_run_at: None,
+        webhook_urls: &[],
+        calendars: &[name],
+    };
+    prompts::insert(&tx, &new).await.unwrap();
+    tx.commit().await.unwrap();
+    scene.make_due(id, minutes).await;
+    id
+}
+
+#[tokio::test]
+async fn a_due_slot_that_a_calendar_takes_is_recorded_and_nothing_after_it_is() {
+    let scene = Scene::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let executor = executor(&scene, folder.path());
+    let now = Utc::now();
+    let day = TimeDelta::days(1);
+    let dates = [now - day, now, now + day];
+    let taken = excluding(&scene, "taken", &dates, -3).await;
+    let free = excluding(&scene, "free", &[now + day * 3], 0).await;
+    for prompt_id in [taken, free] {
+        let tenant_id = scene.tenant.id;
+        let wake_up = WakeUp::Prompt {
+            tenant_id,
+            prompt_id,
+        };
+        executor.handle(wake_up).await.unwrap();
+        executor.handle(wake_up).await.unwrap();
+    }
+    let rows = async |prompt_id: PromptId| {
+        let sql = "SELECT coalesce(jsonb_agg(jsonb_build_array(status, reason, slots_count)), '[]')
+                     FROM scheduled_prompt_runs WHERE prompt_id = $1";
+        let row = scene.stage.admin.query_one(sql, &[&prompt_id.uuid()]).await;
+        row.unwrap().get::<_, Value>(0)
+    };
+    // Three minutes' slots would have been due; the two after the first were none by then.
+    assert_eq!(rows(taken).await, json!([["skipped", "excluded", 1]]));
+    assert_eq!(rows(free).await, json!([["succeeded", null, 1]]));
+    let sql = "SELECT next_run_at::date - now()::date FROM scheduled_prompts WHERE id = $1";
+    let days = scene.stage.admin.query_one(sql, &[&taken.uuid()]).await;
+    assert_eq!(
+        days.unwrap().get::<_, i32>(0),
+        2,
+        "the first day that is free"
+    );
 }
