@@ -544,6 +544,17 @@ fn values(title: &str) -> Option<String> {
         ("auth", "lock_keys") | ("idempotency", "lock") => "'a lock'".to_owned(),
         ("idempotency", "answer") => format!("'key {}'", PROBE % TENANTS),
         ("deliveries", "lock_due") | ("history", "delivery") => id('5', PROBE),
+        ("backfills", "get" | "lock_prompt_of") | ("calendars", "holidays_beside") => {
+            NIL.to_owned()
+        }
+        ("backfills", "list") => format!("{prompt}, 'infinity', {MAX}, 50"),
+        ("calendars", "get") => "'uk'".to_owned(),
+        ("calendars", "holidays") => format!("'{{uk}}', {prompt}"),
+        ("calendars", "list") => "'', 50".to_owned(),
+        ("calendars", "lock_prompts" | "prompts") => format!("{NIL}, {NIL}, 50"),
+        ("calendars", "users") => format!("{NIL}, 10"),
+        ("versions", "list") => format!("{prompt}, 100, 50"),
+        ("versions", "get") => format!("{prompt}, 1"),
         ("history", "logs") => format!("{run}, '-infinity', {NIL}, 50"),
         ("history" | "prompts", name) if name.starts_with("list_") || name.starts_with("runs_") => {
             list_values(name)
@@ -551,7 +562,8 @@ fn values(title: &str) -> Option<String> {
         ("preview", "conflicts") => "'{2026-01-01T00:00:00Z}', NULL, 100, 10".to_owned(),
         ("prompts", "limits") => user,
         ("prompts", "lock_active") | ("tenants", "get" | "webhook_secrets") => tenant,
-        ("history", "prompt_exists")
+        ("history" | "versions", "prompt_exists")
+        | ("backfills", "lock_prompt" | "prompt_exists" | "target")
         | ("preview", "past")
         | ("prompts", "get" | "get_to_change" | "lock")
         | ("runs", "due" | "lock_due" | "lock_prompt" | "open_of_prompt" | "shared_row") => prompt,
@@ -565,6 +577,7 @@ fn values(title: &str) -> Option<String> {
             "due_at_last" | "due_at_pause" | "lock" | "lock_prompt_of_run" | "lock_status",
         ) => run,
         ("health", "latency")
+        | ("calendars", "lock" | "lock_shared" | "standing")
         | ("runs", "capacity" | "gone_webhooks" | "secrets")
         | ("tenants", "first_owner" | "lock_open") => String::new(),
         ("runs", "lock_claims") => "true".to_owned(),

@@ -159,17 +159,22 @@ impl IfMatch {
             return Some(Self::Exists);
         }
         let mut versions = Vec::new();
-        for tag in text.split(',').map(str::trim) {
-            let (weak, tag) = match tag.strip_prefix("W/") {
+        let mut rest = text.trim();
+        // A tag may hold commas, so the list is not split at them.
+        loop {
+            let (weak, tag) = match rest.strip_prefix("W/") {
                 Some(tag) => (true, tag),
-                None => (false, tag),
+                None => (false, rest),
             };
-            let opaque = tag.strip_prefix('"')?.strip_suffix('"')?;
+            let (opaque, after) = tag.strip_prefix('"')?.split_once('"')?;
             if !weak && let Ok(version) = opaque.parse() {
                 versions.push(version);
             }
+            match after.trim_start() {
+                "" => return Some(Self::Versions(versions)),
+                after => rest = after.strip_prefix(',')?.trim_start(),
+            }
         }
-        Some(Self::Versions(versions))
     }
 }
 
@@ -204,8 +209,13 @@ mod tests {
             parse("\"3\", W/\"4\" ,\"x\",\"5\""),
             Some(IfMatch::Versions(vec![3, 5]))
         );
-        assert_eq!(parse("3"), None);
-        assert_eq!(parse(""), None);
+        assert_eq!(
+            parse("\",-G\"  , W/\"4\",\"5\""),
+            Some(IfMatch::Versions(vec![5]))
+        );
+        for text in ["3", "", "\"3", "\"3\",", "\"3\" \"4\"", "W/3"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
         assert!(IfMatch::Any.check(9).is_ok() && IfMatch::Any.check_absent().is_ok());
         assert!(IfMatch::Exists.check(9).is_ok());
         assert!(IfMatch::Exists.check_absent().is_err());

@@ -34,9 +34,11 @@ const LOCK: &str = "-- calendars::lock
 
 /// The calendars of these names, and those that prompt $2 names.
 pub(super) const HOLIDAYS: &str = "-- calendars::holidays
-     SELECT c.name, c.days FROM calendars c
-      WHERE c.name = ANY ($1)
-         OR c.id IN (SELECT l.calendar_id FROM prompt_calendars l WHERE l.prompt_id = $2)";
+     SELECT c.name, c.days FROM calendars c WHERE c.name = ANY ($1)
+     UNION ALL
+     SELECT c.name, c.days
+       FROM prompt_calendars l JOIN calendars c ON c.tenant_id = l.tenant_id AND c.id = l.calendar_id
+      WHERE l.prompt_id = $2 AND c.name <> ALL ($1)";
 
 /// The calendars that the prompt of this id names, as one value for [`holidays_of`].
 macro_rules! named_holidays {
@@ -408,7 +410,9 @@ pub(super) fn link<'a>(params: &'a [super::Param<'a>; 2]) -> [Step<'a>; 2] {
             "-- calendars::unlink
              DELETE FROM prompt_calendars l
               WHERE l.prompt_id = $1
-                AND l.calendar_id NOT IN (SELECT c.id FROM calendars c WHERE c.name = ANY ($2))",
+                AND NOT EXISTS (SELECT FROM calendars c
+                                 WHERE c.tenant_id = l.tenant_id AND c.id = l.calendar_id
+                                   AND c.name = ANY ($2))",
             params,
         ),
         step(

@@ -738,7 +738,7 @@ impl Due {
             OccurrenceKind::Shifted => Some((
                 "dst_gap",
                 format!(
-                    "the clock jumps over {}: the slot moves to the jump's end",
+                    "moved from {}, which the clock jumps over",
                     self.wall.format("%H:%M")
                 ),
             )),
@@ -793,7 +793,10 @@ fn reason(why: &Excluded) -> NotDueReason {
 fn never(reason: NotDueReason, why: Option<&Excluded>) -> String {
     match (reason, why) {
         (_, Some(Excluded::Holiday { calendar, name })) => {
-            return format!("{name}, a holiday of the calendar {calendar}");
+            // One without a name of its own has the calendar's.
+            let name = (name != calendar.as_str()).then(|| format!("{name}, "));
+            let name = name.unwrap_or_default();
+            return format!("{name}a holiday of the calendar {calendar}");
         }
         (_, Some(Excluded::Date)) => "the date is excluded",
         (_, Some(Excluded::Range)) => "the date lies in an excluded range",

@@ -211,7 +211,7 @@ fn preview_explains_itself_in_a_table() {
     let output = carillon(&[&["preview", "30 1,9 * * *"], &POLICIES[..]].concat());
     let told = String::from_utf8(output.stdout).unwrap();
     for line in [
-        "At 01:30 and 09:30 every day, Europe/London, skipped where the clocks jump over it",
+        "At 01:30 and 09:30 every day, Europe/London, skipped where the clocks jump over it, except on Saturday, on 2026-03-30 and from 2026-12-24 to 2026-12-27",
         "Fri 2026-03-27 09:30 +00:00  2026-03-27 09:30Z  runs",
         "Sat 2026-03-28 01:30                            not due, 2 times until 2026-03-28 09:30: the day of the week is excluded",
         "Sun 2026-03-29 01:30                            not due: the clock jumps over it",
@@ -224,6 +224,36 @@ fn preview_explains_itself_in_a_table() {
     }
     let cost = told.lines().find(|line| line.starts_with("cost: "));
     assert!(cost.unwrap().contains(" USD for 5 runs of "), "{told}");
+}
+
+#[test]
+fn preview_reads_a_calendar_of_holidays() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("UK bank_holidays.ics");
+    let event = "BEGIN:VEVENT\r\nUID:1\r\nDTSTART;VALUE=DATE:20261225\r\nSUMMARY:Christmas Day\r\nEND:VEVENT";
+    let calendar = format!("BEGIN:VCALENDAR\r\nVERSION:2.0\r\n{event}\r\nEND:VCALENDAR\r\n");
+    std::fs::write(&file, calendar).unwrap();
+    let options = [
+        "preview",
+        "0 9 * * *",
+        "--from",
+        "2026-12-24T00:00:00Z",
+        "--until",
+        "2026-12-26T12:00:00Z",
+        "--holidays",
+        file.to_str().unwrap(),
+    ];
+    let output = carillon(&options);
+    let told = String::from_utf8(output.stdout).unwrap();
+    let line = "Fri 2026-12-25 09:00                            not due: Christmas Day, a holiday of the calendar uk-bank-holidays";
+    assert!(told.lines().any(|told| told == line), "{told}");
+
+    std::fs::write(&file, "no calendar").unwrap();
+    let output = carillon(&options);
+    assert_eq!(output.status.code(), Some(2));
+    let problem = json_of(&output);
+    assert_eq!(problem["errors"][0]["field"], file.to_str().unwrap());
+    assert_eq!(problem["errors"][0]["code"], "malformed_ics");
 }
 
 #[test]

@@ -337,13 +337,17 @@ const COUNT_CLAIM: &str = "-- runs::count_claim
 /// The next one of a backfill begins no sooner than its pace says, and waits no longer.
 const CALL_NEXT_OF_BACKFILL: &str = "-- runs::call_next_of_backfill
     UPDATE scheduled_prompt_runs n
-       SET available_at = clock_timestamp() + b.pace_s * interval '1 second'
-      FROM scheduled_prompt_runs r
-      JOIN backfills b ON b.tenant_id = r.tenant_id AND b.id = r.backfill_id
-     WHERE r.id = $1 AND r.fence = $2 AND $3::boolean
-       AND n.id = (SELECT q.id FROM scheduled_prompt_runs q
-                    WHERE q.backfill_id = r.backfill_id AND q.status = 'queued' AND q.attempt = 0
-                    ORDER BY q.scheduled_for LIMIT 1)";
+       SET available_at = clock_timestamp() + next.pace_s * interval '1 second'
+      FROM (SELECT q.tenant_id, q.id, b.pace_s
+              FROM scheduled_prompt_runs r
+              JOIN backfills b ON b.tenant_id = r.tenant_id AND b.id = r.backfill_id
+             CROSS JOIN LATERAL (
+                   SELECT w.tenant_id, w.id FROM scheduled_prompt_runs w
+                    WHERE w.tenant_id = r.tenant_id AND w.backfill_id = r.backfill_id
+                      AND w.status = 'queued' AND w.attempt = 0
+                    ORDER BY w.scheduled_for LIMIT 1) q
+             WHERE r.id = $1 AND r.fence = $2 AND $3::boolean) next
+     WHERE n.tenant_id = next.tenant_id AND n.id = next.id";
 
 /// Puts a locked run off. Ends the transaction. One round trip.
 ///

@@ -17,25 +17,17 @@ use crate::{app::App, auth::Caller, command::Command, error::ApiError, query::Qu
 /// cost, what EventBridge would be told, a description and warnings. Writes nothing.
 #[utoipa::path(
     post, path = "/v1/prompts/preview", tag = "prompts",
-    request_body(content = PreviewBody, examples(
-        ("slots" = (summary = "The next slots", value = json!({
-            "schedule": { "type": "cron", "expression": "30 1 * * *", "timezone": "Europe/London" },
-            "after": "2026-03-28T00:00:00Z",
-            "count": 3,
-        }))),
-        ("month" = (summary = "A month, with long runs and a price", value = json!({
-            "schedule": { "type": "cron", "expression": "0 * * * 1-5", "timezone": "Europe/London" },
-            "exclusions": { "dates": ["2026-12-25"] },
-            "overlap": "buffer_one",
-            "max_runs": 400,
-            "from": "2026-12-01T00:00:00Z",
-            "until": "2027-01-01T00:00:00Z",
-            "assumed_run_s": 4_000,
-            "model": "openai/gpt-5-mini",
-            "assumed_input_tokens": 800,
-            "assumed_output_tokens": 600,
-        }))),
-    )),
+    request_body(content = PreviewBody, example = json!({
+        "schedule": { "type": "cron", "expression": "30 1 * * *", "timezone": "Europe/London" },
+        "exclusions": { "weekdays": ["sat"], "dates": ["2026-04-03"] },
+        "overlap": "buffer_one",
+        "from": "2026-03-01T00:00:00Z",
+        "until": "2026-04-30T00:00:00Z",
+        "assumed_run_s": 120,
+        "model": "openai/gpt-5-mini",
+        "assumed_input_tokens": 800,
+        "assumed_output_tokens": 600,
+    })),
     responses((status = 200, description = "What would happen", body = Simulation))
 )]
 pub(super) async fn preview_schedule(
