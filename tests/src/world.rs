@@ -273,9 +273,9 @@ async fn claimed(db: &Db, tenant: TenantId, run: RunId) -> Claim {
     }
 }
 
-/// A prompt with a slot that is due.
+/// A prompt with one slot that is due: this minute's.
 pub async fn due_prompt(db: &Db, tenant: Tenant, changes: &Value) -> PromptId {
-    let slot = Utc::now() - TimeDelta::seconds(30);
+    let slot = DateTime::from_timestamp(Utc::now().timestamp() / 60 * 60, 0).unwrap();
     prompt(db, tenant, changes, Some(slot)).await.unwrap()
 }
 
