@@ -180,8 +180,8 @@ pub enum NotDueReason {
 /// The range of a simulation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SimulatedRange {
-    /// Slots after this instant.
-    pub after: DateTime<Utc>,
+    /// Slots from this instant on, or after it where the request says `after`.
+    pub from: DateTime<Utc>,
     /// And up to this one; with a count, the last slot.
     pub until: DateTime<Utc>,
 }
@@ -264,12 +264,22 @@ pub fn run(request: &Request, holidays: &Holidays, catalog: &Catalog) -> Simulat
     let schedule = request.spec.schedule();
     let (run_s, run_s_from) = run_length(request);
     let played = walk::play(request, holidays, run_s);
-    let mut warnings = request.spec.warnings(request.span.after, holidays);
-    warnings.extend(overlaps(&played.totals, run_s));
+    let mut warnings = request.spec.warnings(request.span.from, holidays);
+    warnings.extend(overlaps(request, &played.totals, run_s));
+    if played.gave_up {
+        warnings.push(Warning {
+            code: "search_ended",
+            detail: format!(
+                "the search ended after {} times, most of which never come due; send `until` to look further",
+                walk::TIMES_FOR_COUNT_MAX
+            ),
+        });
+    }
     if played.totals.due == 0 && schedule.kind() != ScheduleType::Manual {
         warnings.push(Warning {
             code: "nothing_due",
-            detail: "nothing comes due in this range; `not_due` says why".to_owned(),
+            detail: "nothing comes due in this range; `not_due` has the times that might have"
+                .to_owned(),
         });
     }
     Simulation {
@@ -351,10 +361,12 @@ fn jitter_of(request: &Request) -> Option<JitterTold> {
     })
 }
 
-fn overlaps(totals: &Totals, run_s: u32) -> Option<Warning> {
+fn overlaps(request: &Request, totals: &Totals, run_s: u32) -> Option<Warning> {
     let (skipped, due) = (totals.skipped_overlap, totals.due);
     let detail = match (skipped, totals.wait) {
         (0, 0) => return None,
+        // They may have waited for its end.
+        (0, _) if request.downtime.is_some() => return None,
         (0, wait) => format!("with runs of {run_s} s, {wait} of {due} slots have to wait"),
         (skipped, _) => format!(
             "with runs of {run_s} s, {skipped} of {due} slots are skipped because earlier runs are under way"

@@ -204,12 +204,15 @@ fn anything() -> impl Strategy<Value = Value> {
 
 /// Asks a schedule everything, and returns how long its slowest `next` took.
 fn ask(schedule: &Schedule, after: DateTime<Utc>) -> Elapsed {
-    let preview = schedule.preview(after, SLOTS);
-    assert!(!preview.description.is_empty());
-    assert!(preview.eventbridge.len() <= 2);
-    for entry in preview.eventbridge {
+    assert!(!schedule.describe().is_empty());
+    let warnings = schedule.warnings(after);
+    assert!(warnings.iter().all(|warning| !warning.detail.is_empty()));
+    let entries = schedule.eventbridge();
+    assert!(entries.len() <= 2);
+    for entry in entries {
         eventbridge::check(&entry.expression).unwrap();
     }
+    assert!(schedule.occurrences(after).take(SLOTS).count() <= SLOTS);
     assert_ne!(schedule.shortest_gap_minutes(), Some(0));
     took(|| schedule.next(after))
 }

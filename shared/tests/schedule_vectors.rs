@@ -76,8 +76,8 @@ fn long_ago() -> DateTime<Utc> {
 }
 
 fn slots(schedule: &Schedule, after: DateTime<Utc>, count: usize) -> Vec<DateTime<Utc>> {
-    let slots = schedule.preview(after, count).slots;
-    slots.iter().map(|slot| slot.scheduled_for).collect()
+    let slots = std::iter::successors(schedule.next(after), |slot| schedule.next(*slot));
+    slots.take(count).collect()
 }
 
 fn expressions(schedule: &Schedule) -> Vec<String> {

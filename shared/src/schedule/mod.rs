@@ -15,11 +15,9 @@ mod set;
 mod wall;
 mod warn;
 
-use chrono::{DateTime, Duration, NaiveDate, SecondsFormat, Utc};
+use chrono::{DateTime, Duration, NaiveDate, Utc};
 use chrono_tz::Tz;
-use serde::Serialize;
 use serde_json::Value;
-use utoipa::ToSchema;
 
 use self::{cron::Cron, eventbridge::Entry, wall::Arm};
 use crate::fault::{Fault, Warning};
@@ -86,30 +84,6 @@ enum Unit {
     Minute,
     Hour,
     Day,
-}
-
-/// One due instant in a preview.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Slot {
-    /// The slot in UTC, a whole minute.
-    pub scheduled_for: DateTime<Utc>,
-    /// The same instant on the schedule's own clock, with its offset.
-    #[schema(format = DateTime, example = "2026-01-02T09:00:00+00:00")]
-    pub local: String,
-}
-
-/// What a schedule would do; nothing is written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-#[schema(as = SchedulePreview)]
-pub struct Preview {
-    /// The next slots, earliest first; fewer than asked for when the schedule ends.
-    pub slots: Vec<Slot>,
-    /// The EventBridge Scheduler entries: none for a manual schedule, at most two.
-    pub eventbridge: Vec<Entry>,
-    /// The schedule in plain English.
-    pub description: String,
-    /// What its author may not expect.
-    pub warnings: Vec<Warning>,
 }
 
 /// Two schedules with the same JSON have the same slots.
@@ -293,26 +267,6 @@ impl Schedule {
         excluded: &dyn Fn(NaiveDate) -> bool,
     ) -> Vec<Warning> {
         warn::schedule(self, now.clamp(DateTime::UNIX_EPOCH, LATEST), excluded)
-    }
-
-    /// The next `count` slots after `after`, with all that can be said about the schedule.
-    #[must_use]
-    pub fn preview(&self, after: DateTime<Utc>, count: usize) -> Preview {
-        let slots = std::iter::successors(self.next(after), |slot| self.next(*slot))
-            .take(count)
-            .map(|slot| Slot {
-                scheduled_for: slot,
-                local: slot
-                    .with_timezone(&self.window.timezone)
-                    .to_rfc3339_opts(SecondsFormat::Secs, false),
-            })
-            .collect();
-        Preview {
-            slots,
-            eventbridge: self.eventbridge(),
-            description: self.describe(),
-            warnings: self.warnings(after),
-        }
     }
 }
 

@@ -51,6 +51,8 @@ pub struct Request {
 /// The range of a simulation: slots after the one and up to the other.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Span {
+    /// As the caller has it.
+    pub(super) from: DateTime<Utc>,
     pub(super) after: DateTime<Utc>,
     pub(super) until: Option<DateTime<Utc>>,
     /// It ends with this many slots, if it does not end before.
@@ -83,7 +85,7 @@ impl Request {
         let run_s = fields.optional("assumed_run_s").integer(1..=RUN_S_MAX);
         let downtime = fields
             .optional("assumed_downtime")
-            .parse(|value| downtime(value, span.after));
+            .parse(|value| downtime(value, span.from));
         let tokens = 0..=TOKENS_MAX;
         let input_tokens = fields
             .optional("assumed_input_tokens")
@@ -175,35 +177,39 @@ fn span(fields: &mut Fields<'_>, now: DateTime<Utc>) -> Span {
     let after = fields.optional("after").instant();
     let until = fields.optional("until").instant();
     let count = fields.optional("count").integer(1..=COUNT_MAX);
-    // No slot lies within a second of another: the second before an instant leaves it in.
-    let after = match from.map(|from| from - TimeDelta::seconds(1)) {
-        Some(from) => after.map_or(from, |after| after.max(from)),
-        None => after.unwrap_or(now),
+    let from = match (from, after) {
+        // The instant before it leaves it in.
+        (Some(from), None) => (from, from - TimeDelta::nanoseconds(1)),
+        (Some(from), Some(after)) if from > after => (from, from - TimeDelta::nanoseconds(1)),
+        (_, Some(after)) => (after, after),
+        (None, None) => (now, now),
     };
+    let (from, after) = from;
     if let Some(until) = until {
-        check_range(fields, after, until);
+        check_range(fields, from, until);
     }
     let count = match until {
         Some(_) => count,
         None => Some(count.unwrap_or(COUNT)),
     };
     Span {
+        from,
         after,
         until,
         count,
     }
 }
 
-fn check_range(fields: &mut Fields<'_>, after: DateTime<Utc>, until: DateTime<Utc>) {
-    let length = until - after;
+fn check_range(fields: &mut Fields<'_>, from: DateTime<Utc>, until: DateTime<Utc>) {
+    let length = until - from;
     if length <= TimeDelta::zero() {
         fields.refuse(Fault::new(
             "until",
             "end_before_start",
             "the range ends before it begins",
-            format!("send an instant after {}", after.format("%FT%TZ")),
+            format!("send an instant after {}", from.format("%FT%TZ")),
         ));
-    } else if length > TimeDelta::days(RANGE_DAYS_MAX) + TimeDelta::seconds(1) {
+    } else if length > TimeDelta::days(RANGE_DAYS_MAX) {
         fields.refuse(Fault::new(
             "until",
             "range_too_long",
@@ -214,13 +220,13 @@ fn check_range(fields: &mut Fields<'_>, after: DateTime<Utc>, until: DateTime<Ut
 }
 
 /// Its end is the range's end, if that is sooner: hence the same bound.
-fn downtime(value: &Value, after: DateTime<Utc>) -> Result<Downtime, Vec<Fault>> {
+fn downtime(value: &Value, range_from: DateTime<Utc>) -> Result<Downtime, Vec<Fault>> {
     let mut fields = Fields::new(value);
     let from = fields.required("from").instant();
     let until = fields.required("until").instant();
     let both = from.zip(until);
     if let Some((from, until)) = both {
-        check_range(&mut fields, from.min(after), until);
+        check_range(&mut fields, from.min(range_from), until);
     }
     fields.finish(both.map(|(from, until)| Downtime { from, until }))
 }

@@ -119,7 +119,7 @@ fn the_simple_request_stays_simple() {
         (simulation.run_s, simulation.run_s_from),
         (60, RunLength::Default)
     );
-    assert_eq!(simulation.range.after, at(NOW));
+    assert_eq!(simulation.range.from, at(NOW));
     assert_eq!(simulation.range.until, at("2026-03-27T09:00:00Z"));
     assert_eq!(
         simulation.description,
@@ -440,6 +440,42 @@ fn lists_are_bounded_and_totals_are_not() {
 }
 
 #[test]
+fn a_search_that_finds_nothing_ends_and_says_so() {
+    let rare = json!({
+        "schedule": { "type": "cron", "expression": "0 23 * * *" }, "count": 1_000,
+        "exclusions": { "ranges": years() },
+    });
+    let simulation = simulate(&rare);
+    assert!(
+        simulation
+            .warnings
+            .iter()
+            .all(|one| one.code != "search_ended")
+    );
+    let minutes = json!({
+        "schedule": cron("* * * * *"), "count": 1_000, "exclusions": { "ranges": years() },
+    });
+    let simulation = simulate(&minutes);
+    assert!(simulation.slots.len() < 1_000);
+    assert!(
+        simulation
+            .warnings
+            .iter()
+            .any(|one| one.code == "search_ended")
+    );
+    assert_eq!(
+        simulation.totals.due + simulation.totals.excluded + simulation.totals.dst_gap,
+        100_000
+    );
+}
+
+/// All of 2026 to 2030 but its first day.
+fn years() -> Vec<Value> {
+    let year = |year| json!({ "from": format!("{year}-01-02"), "to": format!("{year}-12-31") });
+    (2026..2031).map(year).collect()
+}
+
+#[test]
 fn a_count_reaches_as_far_as_it_must() {
     let simulation = simulate(&json!({ "schedule": cron("0 0 29 2 *"), "count": 3 }));
     let years: Vec<_> = simulation
@@ -530,6 +566,19 @@ fn a_range_has_a_bound_and_names_it() {
         refused(&down),
         [("assumed_downtime.until".to_owned(), "range_too_long")]
     );
+    let half = json!({
+        "schedule": cron("0 9 * * *"), "from": "2026-01-01T09:00:00.5Z", "count": 1,
+    });
+    assert_eq!(
+        simulate(&half).slots[0].scheduled_for,
+        at("2026-01-02T09:00:00Z")
+    );
+    for extreme in ["0000-01-01T00:00:00Z", "9999-12-31T23:59:59Z"] {
+        let asked = json!({ "schedule": cron("0 9 * * *"), "from": extreme });
+        assert!(simulate(&asked).slots.len() <= 5, "{extreme}");
+        let ranged = json!({ "schedule": cron("0 9 * * *"), "after": "2026-01-01T00:00:00Z", "until": extreme });
+        assert_eq!(refused(&ranged).len(), 1);
+    }
     let end = at("2999-01-01T00:00:00Z");
     let far = simulate(&json!({ "schedule": cron("0 9 * * *"), "after": end, "count": 1 }));
     assert_eq!(far.slots[0].scheduled_for, at("2999-01-01T09:00:00Z"));

@@ -20,7 +20,7 @@ use crate::{
 /// Times looked at in a range with an end: more than the minutes of the longest one.
 const TIMES_MAX: usize = 600_000;
 /// Times looked at for a number of slots, however many of them are excluded.
-const TIMES_FOR_COUNT_MAX: usize = 100_000;
+pub(super) const TIMES_FOR_COUNT_MAX: usize = 100_000;
 
 /// What came of a walk.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub(super) struct Played {
     pub(super) slots: Vec<SimulatedSlot>,
     pub(super) not_due: Vec<NotDue>,
     pub(super) truncated: bool,
+    /// It ended before the schedule and the range did.
+    pub(super) gave_up: bool,
     pub(super) range: SimulatedRange,
     pub(super) totals: Totals,
 }
@@ -41,15 +43,23 @@ pub(super) fn play(request: &Request, holidays: &Holidays, run_s: u32) -> Played
         Some(_) => TIMES_MAX,
         None => TIMES_FOR_COUNT_MAX,
     };
-    let mut times = schedule.occurrences(request.span.after).take(times_max);
-    let ended = loop {
+    let mut times = schedule.occurrences(request.span.after);
+    for _ in 0..times_max {
         match times.next() {
-            None => break true,
-            Some(time) if walk.is_over(&time) => break false,
+            None => return walk.finish(End::OfSchedule),
+            Some(time) if walk.is_over(&time) => return walk.finish(End::OfRange),
             Some(time) => walk.take(&time),
         }
-    };
-    walk.finish(ended)
+    }
+    walk.finish(End::OfPatience)
+}
+
+/// Why a walk ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    OfSchedule,
+    OfRange,
+    OfPatience,
 }
 
 struct Walk<'a> {
@@ -699,14 +709,14 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Ends the walk; `ended` says that the schedule itself has.
-    fn finish(mut self, ended: bool) -> Played {
+    /// Ends the walk.
+    fn finish(mut self, end: End) -> Played {
         self.end_downtime();
         self.advance(DateTime::<Utc>::MAX_UTC);
-        if ended && !self.is_completed() {
+        if end == End::OfSchedule && !self.is_completed() {
             self.tell_end();
         }
-        let after = self.request.span.after;
+        let from = self.request.span.from;
         let until = match (self.request.span.count, self.end) {
             (Some(count), _) if self.due >= count => self.last_slot,
             (_, Some((end, _))) => Some(end),
@@ -716,9 +726,10 @@ impl<'a> Walk<'a> {
             slots: self.slots,
             not_due: self.not_due,
             truncated: self.truncated,
+            gave_up: end == End::OfPatience,
             range: SimulatedRange {
-                after,
-                until: until.unwrap_or(after),
+                from,
+                until: until.unwrap_or(from),
             },
             totals: self.totals,
         }

@@ -320,7 +320,7 @@ fn preview() -> Value {
             "detail": "the clock jumps over it",
         }],
         "truncated": false,
-        "range": { "after": "2026-03-28T00:00:00Z", "until": "2026-03-30T00:30:00Z" },
+        "range": { "from": "2026-03-28T00:00:00Z", "until": "2026-03-30T00:30:00Z" },
         "totals": {
             "due": 2,
             "run": 2,
