@@ -46,20 +46,20 @@ pub(super) fn play(request: &Request, holidays: &Holidays, run_s: u32) -> Played
     let mut times = schedule.occurrences(request.span.after);
     for _ in 0..times_max {
         match times.next() {
-            None => return walk.finish(End::OfSchedule),
-            Some(time) if walk.is_over(&time) => return walk.finish(End::OfRange),
+            None => return walk.finish(End::Schedule),
+            Some(time) if walk.is_over(&time) => return walk.finish(End::Range),
             Some(time) => walk.take(&time),
         }
     }
-    walk.finish(End::OfPatience)
+    walk.finish(End::Patience)
 }
 
 /// Why a walk ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
-    OfSchedule,
-    OfRange,
-    OfPatience,
+    Schedule,
+    Range,
+    Patience,
 }
 
 struct Walk<'a> {
@@ -713,7 +713,7 @@ impl<'a> Walk<'a> {
     fn finish(mut self, end: End) -> Played {
         self.end_downtime();
         self.advance(DateTime::<Utc>::MAX_UTC);
-        if end == End::OfSchedule && !self.is_completed() {
+        if end == End::Schedule && !self.is_completed() {
             self.tell_end();
         }
         let from = self.request.span.from;
@@ -726,7 +726,7 @@ impl<'a> Walk<'a> {
             slots: self.slots,
             not_due: self.not_due,
             truncated: self.truncated,
-            gave_up: end == End::OfPatience,
+            gave_up: end == End::Patience,
             range: SimulatedRange {
                 from,
                 until: until.unwrap_or(from),
