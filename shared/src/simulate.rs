@@ -182,7 +182,7 @@ pub enum NotDueReason {
 pub struct SimulatedRange {
     /// Slots from this instant on, or after it where the request says `after`.
     pub from: DateTime<Utc>,
-    /// And up to this one; with a count, the last slot.
+    /// And up to this one; with a count, the last time that was looked at.
     pub until: DateTime<Utc>,
 }
 

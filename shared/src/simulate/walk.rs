@@ -91,7 +91,8 @@ struct Walk<'a> {
     shared: Option<(SharedRow, Option<usize>)>,
     /// What a plan says of one slot that is looked at in time.
     known: Vec<(State, Plan)>,
-    last_slot: Option<DateTime<Utc>>,
+    /// The last time that was looked at, whether or not it came due.
+    last_time: Option<DateTime<Utc>>,
     due: usize,
     /// The date judged last.
     judged: Option<(NaiveDate, Option<Excluded>)>,
@@ -142,9 +143,14 @@ impl<'a> Walk<'a> {
     fn new(request: &'a Request, holidays: &'a Holidays, run_s: u32) -> Self {
         let (spec, after) = (&request.spec, request.span.after);
         let timezone = spec.schedule().timezone();
+        let policy = policy(request);
         let end = request.span.until.map(|until| {
-            let downtime = request.downtime.filter(|downtime| downtime.from <= until);
-            // Its slots are decided at its end, which therefore belongs to the range.
+            let last_look = until + policy.delay;
+            let downtime = request
+                .downtime
+                .filter(|downtime| downtime.from <= last_look);
+            // Its slots, also one that jitter puts into it, are decided at its end, which therefore
+            // belongs to the range.
             let end = downtime.map_or(until, |downtime| downtime.until.max(until));
             (end, end.with_timezone(&timezone).naive_local())
         });
@@ -153,7 +159,7 @@ impl<'a> Walk<'a> {
             request,
             holidays,
             timezone,
-            policy: policy(request),
+            policy,
             run: TimeDelta::seconds(run_s.into()),
             claims_left: spec
                 .max_runs()
@@ -168,7 +174,7 @@ impl<'a> Walk<'a> {
             ended: None,
             shared: None,
             known: Vec::new(),
-            last_slot: None,
+            last_time: None,
             due: 0,
             judged: None,
             never: None,
@@ -198,6 +204,7 @@ impl<'a> Walk<'a> {
         let Some(at) = time.at else {
             return self.take_gap(time);
         };
+        self.last_time = Some(at);
         let looked = at + self.policy.delay;
         if self.is_after_downtime(looked) {
             self.end_downtime();
@@ -207,6 +214,7 @@ impl<'a> Walk<'a> {
             .completed_at
             .is_some_and(|completed_at| at > completed_at)
         {
+            self.drop_unseen(None);
             return self.take_over_limit(time.wall);
         }
         let date = match time.kind {
@@ -222,7 +230,6 @@ impl<'a> Walk<'a> {
         }
         self.never = None;
         self.due += 1;
-        self.last_slot = Some(at);
         if time.kind == OccurrenceKind::Shifted {
             self.totals.shifted += 1;
         }
@@ -232,7 +239,7 @@ impl<'a> Walk<'a> {
             wall: time.wall,
         };
         if self.is_completed() {
-            self.drop_due(&[due]);
+            self.drop_unseen(Some(due));
         } else if self.is_in_downtime(looked) {
             self.unseen.push(due);
         } else {
@@ -242,6 +249,7 @@ impl<'a> Walk<'a> {
 
     fn take_gap(&mut self, time: &Occurrence) {
         if self.is_completed() {
+            self.drop_unseen(None);
             return self.take_over_limit(time.wall);
         }
         self.totals.dst_gap += 1;
@@ -290,17 +298,26 @@ impl<'a> Walk<'a> {
         let Some(downtime) = self.downtime else {
             return;
         };
-        let unseen = std::mem::take(&mut self.unseen);
         self.advance(downtime.until);
         self.downtime = None;
         self.advance(downtime.until);
         if self.is_completed() {
-            return self.drop_due(&unseen);
+            return;
         }
+        let unseen = std::mem::take(&mut self.unseen);
         let (spec, holidays) = (&self.request.spec, self.holidays);
         self.look(downtime.until, &unseen, |after| {
             spec.next_slot(after, holidays)
         });
+    }
+
+    /// Drops what came due in a downtime at whose end `max_runs` was reached, and `due` with it.
+    fn drop_unseen(&mut self, due: Option<Due>) {
+        let mut dropped = std::mem::take(&mut self.unseen);
+        dropped.extend(due);
+        if !dropped.is_empty() {
+            self.drop_due(&dropped);
+        }
     }
 
     /// Looks at one slot when it is due. What its plan says depends on nothing but the runs in the way
@@ -712,15 +729,18 @@ impl<'a> Walk<'a> {
     /// Ends the walk.
     fn finish(mut self, end: End) -> Played {
         self.end_downtime();
+        if self.is_completed() {
+            self.drop_unseen(None);
+        }
         self.advance(DateTime::<Utc>::MAX_UTC);
         if end == End::Schedule && !self.is_completed() {
             self.tell_end();
         }
         let from = self.request.span.from;
         let until = match (self.request.span.count, self.end) {
-            (Some(count), _) if self.due >= count => self.last_slot,
+            (Some(count), _) if self.due >= count => self.last_time,
             (_, Some((end, _))) => Some(end),
-            (_, None) => self.last_slot,
+            (_, None) => self.last_time,
         };
         Played {
             slots: self.slots,
