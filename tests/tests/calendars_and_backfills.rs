@@ -204,6 +204,28 @@ async fn a_run_that_is_cancelled_holds_nobody_up() {
 }
 
 #[tokio::test]
+async fn runs_wait_through_a_pause_but_not_for_a_prompt_that_fails() {
+    let scene = Scene::new().await;
+    let prompt = scene.prompt(json!({ "overlap": "skip" })).await;
+    let (id, runs) = scene.backfill(prompt, 2, 1).await;
+    let pause = async |reason: &str| {
+        let sql = "UPDATE scheduled_prompts SET status = 'paused', status_reason = $1";
+        scene.stage.admin.execute(sql, &[&reason]).await.unwrap();
+    };
+    pause("user").await;
+    let claim = scene.claim(runs[0]).await;
+    succeed(&scene.stage.db, &claim, 0).await.unwrap();
+    pause("failures").await;
+    scene.time_passes().await;
+    scene.is_put_off(runs[1], NextStep::Skip("paused")).await;
+    let read = scene.read(id).await.runs;
+    assert_eq!((read.succeeded, read.skipped, read.queued), (1, 1, 0));
+    // Once all is well again, the slot may be asked for again.
+    let (_, again) = scene.backfill(prompt, 2, 1).await;
+    assert_eq!(again.len(), 1);
+}
+
+#[tokio::test]
 async fn the_schedule_goes_first() {
     let scene = Scene::new().await;
     let prompt = scene.prompt(json!({ "overlap": "skip" })).await;

@@ -280,7 +280,7 @@ async fn calendar_case(name: &str, world: &World) {
         }
         "lock_prompts" => {
             let found = calendars::lock_prompts(&tx, b.calendar, None, 100).await;
-            assert!(found.unwrap().is_empty());
+            assert!(found.unwrap().1.is_empty());
         }
         "move_slots" => {
             let moved = [(b.due, None), (b.excluding, Some(Utc::now()))];

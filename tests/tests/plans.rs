@@ -303,7 +303,8 @@ async fn change_calendars(world: &World) {
         .unwrap();
     calendars::holidays_beside(&tx, a.calendar).await.unwrap();
     let prompts = calendars::lock_prompts(&tx, a.calendar, None, 10).await;
-    let moved: Vec<_> = prompts.unwrap().iter().map(|one| (one.id, None)).collect();
+    let (_, prompts) = prompts.unwrap();
+    let moved: Vec<_> = prompts.iter().map(|one| (one.id, None)).collect();
     assert_eq!(moved.len(), 1);
     calendars::move_slots(&tx, &moved).await.unwrap();
     calendars::users(&tx, a.calendar, 10).await.unwrap();
@@ -577,7 +578,7 @@ fn values(title: &str) -> Option<String> {
             "due_at_last" | "due_at_pause" | "lock" | "lock_prompt_of_run" | "lock_status",
         ) => run,
         ("health", "latency")
-        | ("calendars", "lock" | "lock_shared" | "standing")
+        | ("calendars", "clock" | "lock" | "lock_shared" | "standing")
         | ("runs", "capacity" | "gone_webhooks" | "secrets")
         | ("tenants", "first_owner" | "lock_open") => String::new(),
         ("runs", "lock_claims") => "true".to_owned(),

@@ -32,6 +32,8 @@ pub struct Target {
     pub now: DateTime<Utc>,
     /// Where it stands.
     pub status: PromptStatus,
+    /// Failures in a row paused it.
+    pub has_failed: bool,
     /// Gives its slots.
     pub timing: Timing,
     /// What its calendars hold.
@@ -120,7 +122,7 @@ pub struct Progress {
     pub failed: i64,
     /// Stopped.
     pub cancelled: i64,
-    /// Not run, because `max_runs` was reached meanwhile.
+    /// Not run, because `max_runs` was reached or failures paused the prompt meanwhile.
     pub skipped: i64,
 }
 
@@ -151,6 +153,8 @@ pub async fn lock_prompt(tx: &TenantTx, id: PromptId) -> Result<Option<Target>, 
                 concat!(
                     "-- backfills::target
                      SELECT clock_timestamp() AS now, p.status, p.next_run_at,
+                            p.status = 'paused' AND p.status_reason IS NOT DISTINCT FROM 'failures'
+                                AS has_failed,
                             p.max_runs - p.run_count - q.not_counted AS runs_left, q.waiting,
                             v.spec -> 'schedule' AS schedule, v.spec -> 'exclusions' AS exclusions, ",
                     named_holidays!("p.id"),
@@ -175,6 +179,7 @@ pub async fn lock_prompt(tx: &TenantTx, id: PromptId) -> Result<Option<Target>, 
             Ok(Target {
                 now: column(row, "now")?,
                 status: status(row)?,
+                has_failed: column(row, "has_failed")?,
                 timing: timing(row)?,
                 holidays: holidays_of(column(row, "holidays")?)?,
                 next_run_at: column(row, "next_run_at")?,

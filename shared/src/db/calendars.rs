@@ -96,8 +96,6 @@ pub struct Summary {
 /// A calendar that is about to be changed.
 #[derive(Debug)]
 pub struct Standing {
-    /// The database's clock.
-    pub now: DateTime<Utc>,
     /// How many calendars the tenant has.
     pub calendars: i64,
     /// The one of the name, if there is one.
@@ -184,7 +182,7 @@ pub async fn get_to_change(tx: &TenantTx, name: &CalendarName) -> Result<Standin
             step(LOCK, &[]),
             step(
                 "-- calendars::standing
-                 SELECT clock_timestamp() AS now, count(*) AS calendars FROM calendars",
+                 SELECT count(*) AS calendars FROM calendars",
                 &[],
             ),
             step(GET, &[&name]),
@@ -195,7 +193,6 @@ pub async fn get_to_change(tx: &TenantTx, name: &CalendarName) -> Result<Standin
     };
     let standing = standing.first().ok_or(DbError::Aborted)?;
     Ok(Standing {
-        now: column(standing, "now")?,
         calendars: column(standing, "calendars")?,
         calendar: calendar.first().map(read).transpose()?,
     })
@@ -268,8 +265,8 @@ pub async fn holidays_beside(tx: &TenantTx, id: CalendarId) -> Result<Holidays, 
     read_holidays(&rows)
 }
 
-/// The active prompts behind `after` that name the calendar, locked, in the order of their ids. One
-/// round trip.
+/// The active prompts behind `after` that name the calendar, locked, in the order of their ids, with
+/// the database's clock: nobody has looked at a slot after it. One round trip.
 ///
 /// # Errors
 /// When the database does not answer, or a row is not free in time.
@@ -278,7 +275,7 @@ pub async fn lock_prompts(
     id: CalendarId,
     after: Option<PromptId>,
     rows_max: i64,
-) -> Result<Vec<DuePrompt>, DbError> {
+) -> Result<(DateTime<Utc>, Vec<DuePrompt>), DbError> {
     let (id, after) = (id.uuid(), after.map_or(Uuid::nil(), PromptId::uuid));
     let results = tx
         .pipeline(&[
@@ -292,6 +289,7 @@ pub async fn lock_prompts(
                 &[&id, &after, &rows_max],
             ),
             // After the locks: what the holder before did is seen by a new statement alone.
+            step("-- calendars::clock\n SELECT clock_timestamp() AS now", &[]),
             step(
                 "-- calendars::prompts
                  SELECT p.id, p.next_run_at, v.spec -> 'schedule' AS schedule,
@@ -307,15 +305,18 @@ pub async fn lock_prompts(
             ),
         ])
         .await?;
-    let rows = results.last().into_iter().flatten();
-    rows.map(|row| {
+    let [_, clock, rows] = results.as_slice() else {
+        return Err(DbError::Aborted);
+    };
+    let now = column(clock.first().ok_or(DbError::Aborted)?, "now")?;
+    let prompts = rows.iter().map(|row| {
         Ok(DuePrompt {
             id: PromptId::from(column::<Uuid>(row, "id")?),
             timing: timing(row)?,
             next_run_at: column(row, "next_run_at")?,
         })
-    })
-    .collect()
+    });
+    Ok((now, prompts.collect::<Result<_, DbError>>()?))
 }
 
 /// Moves the next slots of prompts that [`lock_prompts`] gave. One round trip.

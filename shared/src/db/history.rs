@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{DbError, Param, TenantTx, column, prompts::Order, runs::word, tenant_tx::step};
 use crate::{
     destination::Kind,
-    ids::{AttemptId, DeliveryId, PromptId, RunId},
+    ids::{AttemptId, BackfillId, DeliveryId, PromptId, RunId},
     run::{DeliveryStatus, RunStatus, RunTrigger},
 };
 
@@ -42,6 +42,9 @@ pub struct RunSummary {
     /// be gone by now.
     #[schema(required, value_type = Option<Uuid>)]
     pub overlapped_by: Option<RunId>,
+    /// The backfill that asked for it.
+    #[schema(required)]
+    pub backfill_id: Option<BackfillId>,
     /// Tries begun.
     pub attempt: i32,
     /// Tries at the most.
@@ -257,7 +260,7 @@ pub struct RunPage {
 macro_rules! run_columns {
     () => {
         "r.id, r.prompt_id, r.scheduled_for, r.scheduled_until, r.slots_count, r.trigger, r.status,
-         r.reason, r.overlapped_by, r.attempt, r.attempts_max, r.available_at, r.prompt_version, r.provider, r.model,
+         r.reason, r.overlapped_by, r.backfill_id, r.attempt, r.attempts_max, r.available_at, r.prompt_version, r.provider, r.model,
          r.input_tokens, r.output_tokens, r.cached_tokens, r.tokens_used, r.cost_usd, r.price_version,
          r.latency_ms, r.output_bytes, encode(r.output_sha256, 'hex') AS output_sha256, r.output_uri,
          r.output_truncated, r.error_code, r.error_message, r.trace_id, r.span_id, r.started_at,
@@ -608,6 +611,7 @@ fn read_run(row: &Row) -> Result<RunSummary, DbError> {
         status: word(row, "status")?,
         reason: column(row, "reason")?,
         overlapped_by: column::<Option<Uuid>>(row, "overlapped_by")?.map(RunId::from),
+        backfill_id: column::<Option<Uuid>>(row, "backfill_id")?.map(BackfillId::from),
         attempt: column(row, "attempt")?,
         attempts_max: column(row, "attempts_max")?,
         available_at: column(row, "available_at")?,

@@ -67,6 +67,7 @@ async fn the_slots_of_a_past_range_get_runs_that_follow_each_other() {
     let slots = ["09", "10", "11"].map(|hour| format!("2026-03-01T{hour}:00:00Z"));
     assert_eq!(runs.items("scheduled_for"), slots);
     let first = &runs.body["items"][0];
+    assert_eq!(first["backfill_id"], made.body["id"]);
     assert_eq!(
         (&first["attempts_max"], &first["prompt_version"]),
         (&json!(3), &json!(1))
@@ -353,6 +354,12 @@ async fn a_paused_or_completed_prompt_can_be_backfilled() {
     world.post(&tenant.key, &path, json!({})).await;
     let made = backfill(&world, &tenant, &paused, hours(0, 2)).await;
     assert_eq!(made.body["slots"]["queued"], 2, "{}", made.text);
+
+    let failed = "UPDATE scheduled_prompts SET status_reason = 'failures' WHERE id = $1";
+    world.sql(failed, &[&id(&paused)]).await;
+    backfill(&world, &tenant, &paused, hours(2, 4))
+        .await
+        .refused(409, "paused_by_failures");
 
     let over = hourly(&world, &tenant, json!({})).await;
     let complete =

@@ -368,6 +368,7 @@ fn run_summary() -> Value {
         "status": "succeeded",
         "reason": null,
         "overlapped_by": null,
+        "backfill_id": null,
         "attempt": 1,
         "attempts_max": 4,
         "available_at": "2026-03-20T09:00:00Z",

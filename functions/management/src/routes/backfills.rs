@@ -49,7 +49,8 @@ pub(super) fn router() -> OpenApiRouter<App> {
 /// that the prompt has now, run by the version that it has now; each run sees its own slot's date.
 /// They run oldest first, one begun at least `pace_s` after the other, and wait for the prompt's other
 /// runs unless `overlap` is `allow_all`. They count against `max_runs`, and leave the next slot where
-/// it is. An active, paused or completed prompt can be backfilled; a paused one stays paused.
+/// it is. An active, paused or completed prompt can be backfilled; a paused one stays paused. Where
+/// failures in a row pause the prompt, the runs that wait are skipped.
 #[utoipa::path(
     post, path = "/v1/prompts/{id}/backfill", tag = "backfills",
     params(("id" = Uuid, Path, description = "The prompt")),
@@ -60,7 +61,7 @@ pub(super) fn router() -> OpenApiRouter<App> {
         (status = 202, description = "The backfill, whose runs wait for their turns", body = BackfillView, headers(
             ("Location" = String, description = "The backfill's path"),
         )),
-        (status = 409, description = "`prompt_ended`, `too_many_queued_runs`, or an equal request is under way",
+        (status = 409, description = "`prompt_ended`, `paused_by_failures`, `too_many_queued_runs`, or an equal request is under way",
          body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -203,6 +204,12 @@ async fn backfill(
     wanted: &Wanted,
 ) -> Result<Answer, ApiError> {
     refuse_ended(target.status)?;
+    if target.has_failed {
+        return Err(ApiError::conflict(
+            "paused_by_failures",
+            "failed runs in a row paused the prompt; see why, and resume it first",
+        ));
+    }
     let mut slots = wanted.slots(target)?;
     let looked_at = |slot: &DateTime<Utc>| target.next_run_at.is_none_or(|next| *slot < next);
     let to_come = slots.split_off(slots.partition_point(looked_at));

@@ -226,18 +226,18 @@ async fn put(
         return Ok(answer(StatusCode::OK, calendar, 0)?.unchanged());
     }
     let changed = calendars::replace(tx, calendar.id, calendar.version, &days).await?;
-    let moved = move_slots(tx, calendar.id, standing.now).await?;
+    let moved = move_slots(tx, calendar.id).await?;
     answer(StatusCode::OK, changed, moved)
 }
 
 /// Moves the next slots of the prompts that name the calendar, and gives how many moved. A slot that
 /// is due stays: whoever looks at it says what becomes of it.
-async fn move_slots(tx: &TenantTx, id: CalendarId, now: DateTime<Utc>) -> Result<usize, ApiError> {
+async fn move_slots(tx: &TenantTx, id: CalendarId) -> Result<usize, ApiError> {
     let holidays = calendars::holidays_beside(tx, id).await?;
     let mut moved_count = 0;
     let mut after = None;
     for _ in 0..ROUNDS_MAX {
-        let prompts = calendars::lock_prompts(tx, id, after, PROMPTS_AT_ONCE).await?;
+        let (now, prompts) = calendars::lock_prompts(tx, id, after, PROMPTS_AT_ONCE).await?;
         let Some(last) = prompts.last() else { break };
         after = Some(last.id);
         let still_to_come = prompts

@@ -147,7 +147,9 @@ const LOCK_RUN: &str = concat!(
     ",
             r.attempt, r.attempts_max, v.spec,
             p.deleted_at IS NOT NULL AS prompt_deleted, p.status = 'cancelled' AS prompt_cancelled,
-            p.status = 'paused' AND r.trigger = 'schedule' AND r.attempt = 0 AS prompt_paused,
+            p.status = 'paused' AND r.attempt = 0
+                AND (r.trigger = 'schedule' OR r.trigger = 'backfill' AND p.status_reason IS NOT DISTINCT FROM 'failures')
+                AS prompt_paused,
             r.available_at <= clock_timestamp() AS available,
             r.lease_expires_at <= clock_timestamp() AS lease_over,
             r.attempt = 0 AND r.trigger <> 'test' AND p.run_count >= p.max_runs AS over_limit,
