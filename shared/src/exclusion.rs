@@ -465,7 +465,7 @@ impl Holidays {
 }
 
 /// A date as `2026-12-25`.
-fn date(text: &str) -> Result<NaiveDate, Fault> {
+pub(crate) fn date(text: &str) -> Result<NaiveDate, Fault> {
     let hint = "write a date from 1970-01-01 to 2999-12-31, for example 2026-12-25";
     Some(text)
         .filter(|text| text.len() == "2026-12-25".len())

@@ -82,6 +82,14 @@ id!(
     DeliveryId
 );
 id!(
+    /// A calendar of holidays.
+    CalendarId
+);
+id!(
+    /// A request to run the slots of a past range.
+    BackfillId
+);
+id!(
     /// A line of the audit trail.
     AuditEventId
 );

@@ -6,6 +6,7 @@
 
 pub mod api_key;
 pub mod backoff;
+pub mod calendar;
 pub mod db;
 pub mod destination;
 pub mod env;

@@ -7,6 +7,7 @@
 mod merge;
 mod parse;
 mod schema;
+mod timing;
 
 use std::fmt;
 
@@ -27,7 +28,10 @@ use crate::{
     template::TEXT_BYTES_MAX,
 };
 
-pub use self::schema::{PromptBody, PromptPatch};
+pub use self::{
+    schema::{PromptBody, PromptPatch},
+    timing::Timing,
+};
 
 /// The longest name of a prompt, and the longest external id, in characters.
 pub const NAME_CHARS_MAX: usize = 200;
@@ -381,6 +385,13 @@ impl PromptSpec {
             ),
         }));
         warnings
+    }
+
+    /// Whether an exclusion takes this instant: a slot that was reckoned before its calendar changed.
+    #[must_use]
+    pub fn excludes(&self, slot: DateTime<Utc>, holidays: &Holidays) -> bool {
+        let date = slot.with_timezone(&self.schedule.timezone()).date_naive();
+        self.exclusions.why(date, holidays).is_some()
     }
 
     /// What a slot does that comes due while a run is going on.

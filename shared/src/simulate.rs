@@ -84,7 +84,7 @@ pub struct Simulation {
     /// The EventBridge Scheduler entries: none for a manual schedule, at most two.
     #[schema(max_items = 2)]
     pub eventbridge: Vec<Entry>,
-    /// The schedule in plain English.
+    /// The schedule in plain English, with what is excluded and the jitter.
     pub description: String,
     /// What its author may not expect.
     pub warnings: Vec<Warning>,
@@ -264,7 +264,7 @@ pub fn run(request: &Request, holidays: &Holidays, catalog: &Catalog) -> Simulat
     let schedule = request.spec.schedule();
     let (run_s, run_s_from) = run_length(request);
     let played = walk::play(request, holidays, run_s);
-    let mut warnings = schedule.warnings(request.span.after);
+    let mut warnings = request.spec.warnings(request.span.after, holidays);
     warnings.extend(overlaps(&played.totals, run_s));
     if played.totals.due == 0 && schedule.kind() != ScheduleType::Manual {
         warnings.push(Warning {
@@ -284,7 +284,7 @@ pub fn run(request: &Request, holidays: &Holidays, catalog: &Catalog) -> Simulat
         jitter: jitter_of(request),
         conflicts: Vec::new(),
         eventbridge: schedule.eventbridge(),
-        description: schedule.describe(),
+        description: request.spec.describe(),
         warnings,
     }
 }

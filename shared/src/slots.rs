@@ -163,6 +163,18 @@ pub enum Fate {
     },
 }
 
+impl Dropped {
+    /// One slot.
+    #[must_use]
+    pub fn one(slot: DateTime<Utc>) -> Self {
+        Self {
+            first: slot,
+            last: slot,
+            count: 1,
+        }
+    }
+}
+
 impl Fate {
     fn runs(&self) -> bool {
         match self {
@@ -199,6 +211,18 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Only the first slot is accounted for, by the caller: what follows it is looked at next.
+    #[must_use]
+    pub fn pass_over(next: Option<DateTime<Utc>>) -> Self {
+        Self {
+            rows: Vec::new(),
+            extension: None,
+            replaced: None,
+            next,
+            is_cut: true,
+        }
+    }
+
     /// The first slot that runs, unless all wait their turn.
     #[must_use]
     pub fn begins(&self, policy: Policy, open: &OpenRuns) -> Option<DateTime<Utc>> {

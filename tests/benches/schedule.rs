@@ -5,6 +5,7 @@
 //! chosen cases comes a survey of every vector, for the typical case and the worst.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark may panic")]
+#![expect(clippy::print_stdout, reason = "the survey is for people to read")]
 
 use std::{hint::black_box, str::FromStr, time::Instant};
 

@@ -218,6 +218,7 @@ pub async fn prompt(
             spec: &spec(changes),
             next_run_at,
             webhook_urls: &[],
+            calendars: &[],
         },
     )
     .await?;

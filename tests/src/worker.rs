@@ -138,7 +138,7 @@ pub async fn resume(
             return Ok(claim.map_or(Looked::NoPlace, Looked::Claimed));
         }
         NextStep::Leave => tx.commit().await?,
-        NextStep::Defer => runs::defer(tx, &locked, DEFER_MS).await?,
+        NextStep::Defer | NextStep::WaitTurn => runs::defer(tx, &locked, DEFER_MS).await?,
         NextStep::Skip(reason) => runs::skip(tx, &locked, reason).await?,
         NextStep::Cancel(reason) => {
             runs::cancel_queued(&tx, locked.prompt_id, reason).await?;

@@ -8,29 +8,37 @@
 use std::fs;
 use std::path::Path;
 
-use chrono::{TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use shared::api_key::Role;
+use shared::calendar::Days;
 use shared::db::{
     Db, TenantTx,
     audit::{Action, Actor, Event, Outcome},
     auth::{self, NewKey},
+    backfills::{self, NewBackfill},
+    calendars,
     deliveries::{self, DeliveryClaim, LockedDelivery},
     idempotency, prompts,
     runs::{self, Claim, LockedRun},
 };
-use shared::ids::{ApiKeyId, DeliveryId, PromptId, RunId, TenantId, UserId};
+use shared::exclusion::CalendarName;
+use shared::ids::{
+    ApiKeyId, BackfillId, CalendarId, DeliveryId, PromptId, RunId, TenantId, UserId,
+};
 use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use crate::stage::{Stage, Tenant, prompt, tenant};
+use crate::stage::{Stage, Tenant, prompt, spec, tenant};
 use crate::worker::{LONG_MS, Looked, enqueue, fire, resume, settle, settle_as, settled, succeed};
 
 /// A webhook of both tenants that answered 410.
 pub const HOOK: &str = "https://hooks.example/gone";
 /// An `Idempotency-Key` of both tenants.
 pub const KEY: &str = "the same key";
+/// The name of a calendar of both tenants.
+pub const CALENDAR: &str = "holidays";
 /// The hash of any request, and of any API key.
 pub const HASH: [u8; 32] = [1; 32];
 
@@ -58,6 +66,12 @@ pub struct Side {
     pub waiting: DeliveryId,
     /// The run of it.
     pub generated: RunId,
+    /// A calendar that [`Side::excluding`] names.
+    pub calendar: CalendarId,
+    /// A prompt that is not due on that calendar's days.
+    pub excluding: PromptId,
+    /// A backfill of that prompt, with one run that waits.
+    pub backfill: BackfillId,
 }
 
 /// Both tenants and their database.
@@ -159,6 +173,8 @@ async fn side(stage: &Stage, name: &str) -> Side {
     settle(db, &sent[1], DeliveryStatus::Retrying)
         .await
         .unwrap();
+    let (calendar, excluding) = excluding_prompt(stage, tenant).await;
+    let backfill = backfill(stage, tenant, excluding).await;
     Side {
         tenant,
         email,
@@ -171,7 +187,66 @@ async fn side(stage: &Stage, name: &str) -> Side {
         sending: sent[0],
         waiting: sent[1].delivery_id,
         generated: claim.run_id,
+        calendar,
+        excluding,
+        backfill,
     }
+}
+
+/// A calendar, and a prompt that names it and has no slot to come.
+async fn excluding_prompt(stage: &Stage, tenant: Tenant) -> (CalendarId, PromptId) {
+    let (calendar, id) = (CalendarId::new(), PromptId::new());
+    let tx = stage.tx(tenant.id).await.unwrap();
+    calendars::insert(&tx, calendar, &calendar_name(), &christmas())
+        .await
+        .unwrap();
+    let spec = spec(&json!({ "exclusions": { "calendars": [CALENDAR] } }));
+    let new = prompts::NewPrompt {
+        id,
+        user_id: tenant.user,
+        spec: &spec,
+        next_run_at: None,
+        webhook_urls: &[],
+        calendars: &[CALENDAR],
+    };
+    prompts::insert(&tx, &new).await.unwrap();
+    tx.commit().await.unwrap();
+    (calendar, id)
+}
+
+async fn backfill(stage: &Stage, tenant: Tenant, prompt_id: PromptId) -> BackfillId {
+    let tx = stage.tx(tenant.id).await.unwrap();
+    let new = a_backfill(prompt_id);
+    let (made, first) = backfills::insert(&tx, &new).await.unwrap();
+    assert!(made.slots.queued == 1 && first.is_some());
+    tx.commit().await.unwrap();
+    made.id
+}
+
+/// A backfill of one slot, to be stored.
+pub fn a_backfill(prompt_id: PromptId) -> NewBackfill<'static> {
+    const SLOT: DateTime<Utc> = DateTime::from_timestamp(1_767_225_600, 0).unwrap();
+    NewBackfill {
+        id: BackfillId::new(),
+        prompt_id,
+        from: SLOT,
+        to: SLOT + TimeDelta::minutes(1),
+        pace_s: 1,
+        slots: &[SLOT],
+        slots_to_come: 0,
+        runs_max: 10,
+    }
+}
+
+/// [`CALENDAR`].
+pub fn calendar_name() -> CalendarName {
+    CalendarName::parse(CALENDAR).unwrap()
+}
+
+/// The days of a calendar.
+pub fn christmas() -> Days {
+    let body = json!({ "days": [{ "date": "2026-12-25", "name": "Christmas Day" }] });
+    Days::parse(&body, Utc::now()).unwrap()
 }
 
 async fn failed_run(stage: &Stage, tenant: Tenant, prompt: PromptId) -> (RunId, DeliveryId) {
@@ -198,9 +273,9 @@ async fn claimed(db: &Db, tenant: TenantId, run: RunId) -> Claim {
     }
 }
 
-/// A prompt with a slot that is due.
+/// A prompt with one slot that is due: this minute's.
 pub async fn due_prompt(db: &Db, tenant: Tenant, changes: &Value) -> PromptId {
-    let slot = Utc::now() - TimeDelta::seconds(30);
+    let slot = DateTime::from_timestamp(Utc::now().timestamp() / 60 * 60, 0).unwrap();
     prompt(db, tenant, changes, Some(slot)).await.unwrap()
 }
 
@@ -314,6 +389,8 @@ pub async fn make_expirable(world: &World) {
     let sql = format!(
         "UPDATE scheduled_prompt_runs SET completed_at = now() - interval '400 days'
           WHERE tenant_id = '{tenant}' AND status = 'succeeded';
+         UPDATE scheduled_prompt_runs SET backfill_id = NULL WHERE tenant_id = '{tenant}';
+         UPDATE backfills SET created_at = now() - interval '400 days' WHERE tenant_id = '{tenant}';
          UPDATE idempotency_keys SET created_at = now() - interval '2 days' WHERE tenant_id = '{tenant}';
          UPDATE scheduled_prompts SET deleted_at = now() - interval '2 hours'
           WHERE tenant_id = '{tenant}' AND deleted_at IS NOT NULL"

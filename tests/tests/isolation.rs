@@ -14,6 +14,8 @@ use shared::api_key::Role;
 use shared::db::{
     Db, DbError, audit,
     auth::{self, Revoke},
+    backfills::{self, Cancelled},
+    calendars,
     deliveries::{self, Redeliver},
     health,
     history::{self, RunFilter, RunPage},
@@ -26,8 +28,10 @@ use shared::db::{
     runs::{self, AfterFailure, Changed, Enqueue, FailureWriting, Writing},
     system,
     tenants::{self, Changes, NewTenant, TenantStatus},
+    versions,
 };
-use shared::ids::{ApiKeyId, PromptId, RunId, TenantId, UserId};
+use shared::exclusion::{CalendarName, Holidays};
+use shared::ids::{ApiKeyId, CalendarId, PromptId, RunId, TenantId, UserId};
 use shared::message::WakeUp;
 use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
 use shared::secret::Secret;
@@ -36,11 +40,15 @@ use tests::stage::{self, config, role_url, spec};
 use tests::tap::Tap;
 use tests::worker::{LONG_MS, answer, failure, intent, plan, settled};
 use tests::world::{
-    HASH, HOOK, World, event, kept_answer, make_expirable, new_key, public_functions, tenant_tables,
+    CALENDAR, HASH, HOOK, World, a_backfill, calendar_name, christmas, event, kept_answer,
+    make_expirable, new_key, public_functions, tenant_tables,
 };
 use tests::{connect, database_url};
 use tokio_postgres::{Client, error::SqlState};
 use uuid::Uuid;
+
+/// A calendar that B alone has.
+const ONLY_B: &str = "only-b";
 
 /// Every row of a tenant, as the superuser sees it.
 async fn rows_of(admin: &Client, tenant: TenantId) -> BTreeMap<String, Vec<String>> {
@@ -59,6 +67,12 @@ async fn rows_of(admin: &Client, tenant: TenantId) -> BTreeMap<String, Vec<Strin
 async fn no_function_reaches_another_tenant() {
     let world = World::new().await;
     make_expirable(&world).await;
+    let of_b = world.stage.tx(world.b.tenant.id).await.unwrap();
+    let name = CalendarName::parse(ONLY_B).unwrap();
+    calendars::insert(&of_b, CalendarId::new(), &name, &christmas())
+        .await
+        .unwrap();
+    of_b.commit().await.unwrap();
     let before = rows_of(&world.stage.admin, world.b.tenant.id).await;
     for (table, rows) in &before {
         assert!(!rows.is_empty(), "B has no row in {table}");
@@ -75,8 +89,13 @@ async fn no_function_reaches_another_tenant() {
     let b = world.stage.tx(world.b.tenant.id).await.unwrap();
     let expired = retention::expire(b, 10).await.unwrap();
     assert_eq!(
-        (expired.runs, expired.idempotency_keys, expired.prompts),
-        (1, 1, 1)
+        (
+            expired.runs,
+            expired.idempotency_keys,
+            expired.prompts,
+            expired.backfills
+        ),
+        (1, 1, 1, 1)
     );
     let b = world.stage.tx(world.b.tenant.id).await.unwrap();
     assert_eq!(
@@ -101,6 +120,8 @@ async fn case(function: &str, world: &World) {
     match module {
         "audit" => audit_case(name, world).await,
         "auth" => auth_case(name, world).await,
+        "backfills" => backfill_case(name, world).await,
+        "calendars" => calendar_case(name, world).await,
         "deliveries" => delivery_case(name, world).await,
         "history" => history_case(name, world).await,
         "idempotency" => idempotency_case(name, world).await,
@@ -122,6 +143,7 @@ async fn case(function: &str, world: &World) {
         },
         "system" => system_case(name, world).await,
         "tenants" => tenant_case(name, world).await,
+        "versions" => version_case(name, world).await,
         _ => other_case(function, world).await,
     }
 }
@@ -179,6 +201,115 @@ async fn auth_case(name: &str, world: &World) {
         _ => no_case("auth", name),
     }
     tx.commit().await.unwrap();
+}
+
+async fn backfill_case(name: &str, world: &World) {
+    let (tx, b) = (world.a().await, &world.b);
+    match name {
+        "lock_prompt" => {
+            let found = backfills::lock_prompt(&tx, b.excluding).await;
+            assert!(found.unwrap().is_none());
+        }
+        "insert" => {
+            row_count(backfills::insert(&tx, &a_backfill(b.due)).await);
+            tx.commit().await.unwrap();
+        }
+        "get" => assert_eq!(backfills::get(tx, b.backfill).await.unwrap(), None),
+        "list" => {
+            let found = backfills::list(tx, b.excluding, None, 100).await;
+            assert_eq!(found.unwrap(), None);
+        }
+        "cancel" => {
+            let answer = backfills::cancel(&tx, b.backfill).await.unwrap();
+            assert_eq!(answer, Cancelled::NoSuchBackfill);
+            tx.commit().await.unwrap();
+        }
+        _ => no_case("backfills", name),
+    }
+}
+
+/// A has a calendar of the same name, and its days are its own.
+async fn calendar_case(name: &str, world: &World) {
+    let (tx, a, b) = (world.a().await, &world.a, &world.b);
+    match name {
+        "holidays" => {
+            let sql = "UPDATE calendars SET days = '[]' WHERE tenant_id = $1";
+            let admin = &world.stage.admin;
+            admin.execute(sql, &[&a.tenant.id.uuid()]).await.unwrap();
+            let holidays = calendars::holidays(&tx, &[CALENDAR]).await.unwrap();
+            let mut none = Holidays::default();
+            none.insert(calendar_name(), []);
+            assert_eq!(holidays, none);
+        }
+        "list" => {
+            let found = calendars::list(tx, None, 100).await.unwrap();
+            let ids: Vec<_> = found.iter().map(|one| one.id).collect();
+            assert_eq!(ids, [a.calendar]);
+        }
+        "get" => {
+            let found = calendars::get(tx, &calendar_name()).await.unwrap().unwrap();
+            assert_eq!(found.id, a.calendar);
+        }
+        "get_to_change" => {
+            let found = calendars::get_to_change(&tx, &calendar_name())
+                .await
+                .unwrap();
+            assert_eq!(
+                (found.calendars, found.calendar.unwrap().id),
+                (1, a.calendar)
+            );
+            // B need not wait for A.
+            let of_b = world.stage.tx(b.tenant.id).await.unwrap();
+            calendars::get_to_change(&of_b, &calendar_name())
+                .await
+                .unwrap();
+            of_b.rollback().await.unwrap();
+        }
+        "insert" => {
+            let name = CalendarName::parse("more").unwrap();
+            let made = calendars::insert(&tx, b.calendar, &name, &christmas()).await;
+            // An id of B's is as good as any other: the key begins with the tenant.
+            assert_eq!(made.unwrap().version, 1);
+        }
+        "replace" => {
+            row_count(calendars::replace(&tx, b.calendar, 1, &christmas()).await);
+        }
+        "holidays_beside" => {
+            let found = calendars::holidays_beside(&tx, b.calendar).await.unwrap();
+            assert_eq!(found, Holidays::default());
+        }
+        "lock_prompts" => {
+            let found = calendars::lock_prompts(&tx, b.calendar, None, 100).await;
+            assert!(found.unwrap().is_empty());
+        }
+        "move_slots" => {
+            let moved = [(b.due, None), (b.excluding, Some(Utc::now()))];
+            assert_eq!(calendars::move_slots(&tx, &moved).await.unwrap(), 0);
+            tx.commit().await.unwrap();
+        }
+        "users" => {
+            let users = calendars::users(&tx, b.calendar, 10).await.unwrap();
+            assert_eq!((users.count, users.ids), (0, Vec::new()));
+        }
+        "delete" => {
+            assert!(!calendars::delete(&tx, b.calendar).await.unwrap());
+            tx.commit().await.unwrap();
+        }
+        _ => no_case("calendars", name),
+    }
+}
+
+async fn version_case(name: &str, world: &World) {
+    let (tx, b) = (world.a().await, &world.b);
+    match name {
+        "list" => {
+            let found = versions::list(tx, b.due, None, 100).await;
+            assert_eq!(found.unwrap(), None);
+        }
+        "get" => assert_eq!(versions::get(tx, b.due, 1).await.unwrap(), None),
+        "find" => assert_eq!(versions::find(&tx, b.due, 1).await.unwrap(), None),
+        _ => no_case("versions", name),
+    }
 }
 
 async fn delivery_case(name: &str, world: &World) {
@@ -317,10 +448,11 @@ async fn preview_case(name: &str, world: &World) {
     let (tx, b) = (world.a().await, &world.b);
     match name {
         "basis" => {
-            let basis = preview::basis(&tx, Some(b.due)).await.unwrap();
+            let basis = preview::basis(&tx, Some(b.due), &[ONLY_B]).await.unwrap();
+            assert_eq!(basis.limits.holidays, Holidays::default());
             assert_eq!(basis.past, None);
             tx.rollback().await.unwrap();
-            let own = preview::basis(&world.a().await, Some(world.a.due)).await;
+            let own = preview::basis(&world.a().await, Some(world.a.due), &[]).await;
             assert!(own.unwrap().past.is_some_and(|past| past.run_count > 0));
         }
         "conflicts" => {
@@ -346,14 +478,26 @@ async fn prompt_read_case(name: &str, world: &World) {
                     WHERE t.name = 'a' AND p.status = 'active' AND deleted_at IS NULL";
     let actives = world.stage.count(actives).await.unwrap();
     match name {
-        "limits" => assert_eq!(prompts::limits(tx).await.unwrap().active_prompts, actives),
+        "limits" => {
+            let limits = prompts::limits(tx, &[ONLY_B]).await.unwrap();
+            assert_eq!(limits.active_prompts, actives);
+            assert_eq!(limits.holidays, Holidays::default());
+        }
         "limits_to_create" => {
-            let limits = prompts::limits_to_create(&tx, b.tenant.user).await.unwrap();
+            let limits = prompts::limits_to_create(&tx, b.tenant.user, &[ONLY_B]).await;
+            let limits = limits.unwrap();
             assert_eq!(limits.active_prompts, actives);
             assert_eq!(limits.owner_email, None);
+            assert_eq!(limits.holidays, Holidays::default());
         }
         "get_to_change" => {
-            assert!(prompts::get_to_change(&tx, b.due).await.unwrap().is_none());
+            let found = prompts::get_to_change(&tx, b.due, &[]).await;
+            assert!(found.unwrap().is_none());
+            let (limits, _) = prompts::get_to_change(&tx, world.a.due, &[ONLY_B])
+                .await
+                .unwrap()
+                .unwrap();
+            assert_eq!(limits.holidays, Holidays::default());
         }
         "get_to_resume" => {
             assert!(prompts::get_to_resume(&tx, b.due).await.unwrap().is_none());
@@ -399,6 +543,7 @@ async fn prompt_write_case(name: &str, world: &World) {
                 spec: &spec,
                 next_run_at: None,
                 webhook_urls: &[HOOK],
+                calendars: &[ONLY_B],
             };
             // An id of B's is as good as any other: the key begins with the tenant.
             prompts::insert(&tx, &new).await.unwrap();
@@ -413,6 +558,7 @@ async fn prompt_write_case(name: &str, world: &World) {
                 spec: &spec,
                 next_run_at: Some(None),
                 webhook_urls: &[HOOK],
+                calendars: Some(&[CALENDAR]),
             };
             row_count(prompts::replace(&tx, &change).await);
             tx.commit().await.unwrap();

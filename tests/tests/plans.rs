@@ -14,7 +14,9 @@ use anyhow::Result;
 use chrono::Utc;
 use serde_json::{Value, json};
 use shared::db::{
-    audit, auth, deliveries, health,
+    audit, auth,
+    backfills::{self, Cancelled},
+    calendars, deliveries, health,
     history::{self, RunFilter, RunPage},
     idempotency, looks,
     migrate::{self, RolePasswords},
@@ -22,7 +24,7 @@ use shared::db::{
     prompts::{self, NewSpec, NewStatus, Order, PromptStatus, Sort},
     retention,
     runs::{self, AfterFailure, Changed},
-    system, tenants,
+    system, tenants, versions,
 };
 use shared::message::WakeUp;
 use shared::run::RunStatus;
@@ -31,7 +33,9 @@ use shared::slots::Dropped;
 use tests::stage::{Stage, migrations_hash, spec};
 use tests::tap::Tap;
 use tests::worker::{LONG_MS, fail, failure, take_delivery};
-use tests::world::{HASH, World, db_sources, due_prompt, make_expirable};
+use tests::world::{
+    CALENDAR, HASH, World, calendar_name, christmas, db_sources, due_prompt, make_expirable,
+};
 use tests::{connect, database_url, shared_database};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -133,6 +137,7 @@ async fn call_the_rest(world: &World) {
     make_expirable(world).await;
     read_everything(world).await;
     change_prompts(world).await;
+    change_calendars(world).await;
     change_runs(world).await;
     let (stage, a) = (&world.stage, &world.a);
     let tx = stage.tx(a.tenant.id).await.unwrap();
@@ -228,9 +233,19 @@ async fn read_everything(world: &World) {
             .unwrap();
     }
     prompts::get(tx().await, a.due).await.unwrap();
-    prompts::limits(tx().await).await.unwrap();
+    prompts::limits(tx().await, &[CALENDAR]).await.unwrap();
+    backfills::get(tx().await, a.backfill).await.unwrap();
+    backfills::list(tx().await, a.excluding, None, 10)
+        .await
+        .unwrap();
+    calendars::list(tx().await, None, 10).await.unwrap();
+    calendars::get(tx().await, &calendar_name()).await.unwrap();
+    versions::list(tx().await, a.due, None, 10).await.unwrap();
+    versions::get(tx().await, a.due, 1).await.unwrap();
     let look = tx().await;
-    preview::basis(&look, Some(a.due)).await.unwrap();
+    preview::basis(&look, Some(a.due), &[CALENDAR])
+        .await
+        .unwrap();
     preview::conflicts(look, &[Utc::now()], None).await.unwrap();
     system::find_api_key(&stage.db, a.key).await.unwrap();
     system::tenants(&stage.db, None, 10).await.unwrap();
@@ -243,8 +258,10 @@ async fn change_prompts(world: &World) {
     let (stage, tenant) = (&world.stage, world.a.tenant);
     let id = due_prompt(&stage.db, tenant, &json!({})).await;
     let tx = stage.tx(tenant.id).await.unwrap();
-    prompts::limits_to_create(&tx, tenant.user).await.unwrap();
-    prompts::get_to_change(&tx, id).await.unwrap();
+    prompts::limits_to_create(&tx, tenant.user, &[CALENDAR])
+        .await
+        .unwrap();
+    prompts::get_to_change(&tx, id, &[CALENDAR]).await.unwrap();
     prompts::get_to_resume(&tx, id).await.unwrap();
     let slots = Dropped {
         first: Utc::now(),
@@ -258,6 +275,7 @@ async fn change_prompts(world: &World) {
         spec: &spec(&json!({})),
         next_run_at: None,
         webhook_urls: &[],
+        calendars: Some(&[CALENDAR]),
     };
     prompts::replace(&tx, &change).await.unwrap();
     let change = NewStatus {
@@ -270,6 +288,31 @@ async fn change_prompts(world: &World) {
     };
     prompts::set_status(&tx, &change).await.unwrap();
     prompts::tombstone(&tx, id).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+async fn change_calendars(world: &World) {
+    let (stage, a) = (&world.stage, &world.a);
+    let tx = stage.tx(a.tenant.id).await.unwrap();
+    calendars::holidays(&tx, &[CALENDAR]).await.unwrap();
+    calendars::get_to_change(&tx, &calendar_name())
+        .await
+        .unwrap();
+    calendars::replace(&tx, a.calendar, 1, &christmas())
+        .await
+        .unwrap();
+    calendars::holidays_beside(&tx, a.calendar).await.unwrap();
+    let prompts = calendars::lock_prompts(&tx, a.calendar, None, 10).await;
+    let moved: Vec<_> = prompts.unwrap().iter().map(|one| (one.id, None)).collect();
+    assert_eq!(moved.len(), 1);
+    calendars::move_slots(&tx, &moved).await.unwrap();
+    calendars::users(&tx, a.calendar, 10).await.unwrap();
+    versions::find(&tx, a.due, 1).await.unwrap();
+    backfills::lock_prompt(&tx, a.excluding).await.unwrap();
+    let cancelled = backfills::cancel(&tx, a.backfill).await.unwrap();
+    assert!(matches!(cancelled, Cancelled::Done(_)), "{cancelled:?}");
+    assert!(prompts::tombstone(&tx, a.excluding).await.unwrap());
+    assert!(calendars::delete(&tx, a.calendar).await.unwrap());
     tx.commit().await.unwrap();
 }
 
@@ -501,6 +544,17 @@ fn values(title: &str) -> Option<String> {
         ("auth", "lock_keys") | ("idempotency", "lock") => "'a lock'".to_owned(),
         ("idempotency", "answer") => format!("'key {}'", PROBE % TENANTS),
         ("deliveries", "lock_due") | ("history", "delivery") => id('5', PROBE),
+        ("backfills", "get" | "lock_prompt_of") | ("calendars", "holidays_beside") => {
+            NIL.to_owned()
+        }
+        ("backfills", "list") => format!("{prompt}, 'infinity', {MAX}, 50"),
+        ("calendars", "get") => "'uk'".to_owned(),
+        ("calendars", "holidays") => format!("'{{uk}}', {prompt}"),
+        ("calendars", "list") => "'', 50".to_owned(),
+        ("calendars", "lock_prompts" | "prompts") => format!("{NIL}, {NIL}, 50"),
+        ("calendars", "users") => format!("{NIL}, 10"),
+        ("versions", "list") => format!("{prompt}, 100, 50"),
+        ("versions", "get") => format!("{prompt}, 1"),
         ("history", "logs") => format!("{run}, '-infinity', {NIL}, 50"),
         ("history" | "prompts", name) if name.starts_with("list_") || name.starts_with("runs_") => {
             list_values(name)
@@ -508,7 +562,8 @@ fn values(title: &str) -> Option<String> {
         ("preview", "conflicts") => "'{2026-01-01T00:00:00Z}', NULL, 100, 10".to_owned(),
         ("prompts", "limits") => user,
         ("prompts", "lock_active") | ("tenants", "get" | "webhook_secrets") => tenant,
-        ("history", "prompt_exists")
+        ("history" | "versions", "prompt_exists")
+        | ("backfills", "lock_prompt" | "prompt_exists" | "target")
         | ("preview", "past")
         | ("prompts", "get" | "get_to_change" | "lock")
         | ("runs", "due" | "lock_due" | "lock_prompt" | "open_of_prompt" | "shared_row") => prompt,
@@ -522,6 +577,7 @@ fn values(title: &str) -> Option<String> {
             "due_at_last" | "due_at_pause" | "lock" | "lock_prompt_of_run" | "lock_status",
         ) => run,
         ("health", "latency")
+        | ("calendars", "lock" | "lock_shared" | "standing")
         | ("runs", "capacity" | "gone_webhooks" | "secrets")
         | ("tenants", "first_owner" | "lock_open") => String::new(),
         ("runs", "lock_claims") => "true".to_owned(),

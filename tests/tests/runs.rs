@@ -224,6 +224,7 @@ impl Scene {
 
         let sql = "SELECT prompt_id, scheduled_for FROM scheduled_prompt_runs
                     WHERE trigger IN ('schedule', 'backfill')
+                      AND (attempt > 0 OR status NOT IN ('missed', 'skipped', 'cancelled'))
                     GROUP BY 1, 2 HAVING count(*) > 1";
         assert_eq!(self.rows(sql, &[]).await, json!([]), "one run a slot");
 
@@ -1070,6 +1071,7 @@ async fn a_wake_up_that_waited_for_a_change_runs_the_new_version() {
         spec: &stage::spec(&json!({"prompt_text": "say something else"})),
         next_run_at: None,
         webhook_urls: &[],
+        calendars: None,
     };
     prompts::replace(&tx, &change).await.unwrap();
     let (db, tenant) = (scene.db().clone(), scene.tenant.id);

@@ -6,7 +6,6 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::print_stderr,
     reason = "a test ends at the first thing that is not as it must be, and tells its seed"
 )]
 

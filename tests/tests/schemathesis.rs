@@ -172,6 +172,12 @@ impl Carillon {
         let failing = self.prompt("openai/gpt-5-mini", &email).await;
         let undeliverable = self.prompt("echo/echo-1", &nowhere).await;
         let key = json!({ "name": "Spare", "role": "viewer" });
+        for name in ["holidays", "spare"] {
+            let path = format!("/v1/calendars/{name}");
+            self.call(Method::PUT, &path, &self.key, Some(&json!({ "days": [] })))
+                .await;
+        }
+        let (backfilled, backfill) = self.backfill().await;
         vec![
             (
                 "FUZZ_EDITED_PROMPT",
@@ -188,6 +194,8 @@ impl Carillon {
             ),
             ("FUZZ_DELIVERY", id(&deliveries["items"][0])),
             ("FUZZ_SPARE_KEY", id(&self.post("/v1/api-keys", &key).await)),
+            ("FUZZ_BACKFILLED_PROMPT", backfilled),
+            ("FUZZ_BACKFILL", backfill),
             ("FUZZ_RUN_PROMPT", run_prompt),
             ("FUZZ_SUCCEEDED_RUN", succeeded),
         ]
@@ -203,6 +211,25 @@ impl Carillon {
             "destinations": destinations,
         });
         id(&self.post("/v1/prompts", &body).await)
+    }
+
+    /// A paused prompt with a backfill whose runs wait for hours, and that backfill.
+    async fn backfill(&self) -> (String, String) {
+        let body = json!({
+            "prompt_name": "Morning brief",
+            "prompt_text": "Write a brief for {{ slot.date }}.",
+            "model": "openai/gpt-5-mini",
+            "schedule": { "type": "daily", "at": "08:00" },
+            "destinations": [],
+        });
+        let prompt = id(&self.post("/v1/prompts", &body).await);
+        let path = format!("/v1/prompts/{prompt}");
+        self.post(&format!("{path}/pause"), &json!({})).await;
+        let body = json!({
+            "from": "2026-01-01T00:00:00Z", "to": "2026-02-01T00:00:00Z", "pace_s": 3600,
+        });
+        let backfill = self.post(&format!("{path}/backfill"), &body).await;
+        (prompt, id(&backfill))
     }
 
     /// A run of the prompt that has come to this status.
@@ -274,7 +301,9 @@ impl Carillon {
 }
 
 /// The variables that `schemathesis.toml` names; those of the other test stay empty.
-const OBJECTS: [&str; 9] = [
+const OBJECTS: [&str; 11] = [
+    "FUZZ_BACKFILL",
+    "FUZZ_BACKFILLED_PROMPT",
     "FUZZ_CANCELLED_PROMPT",
     "FUZZ_DELIVERY",
     "FUZZ_EDITED_PROMPT",

@@ -7,7 +7,6 @@ use serde_json::Value;
 use shared::{
     db::{DbError, runs::DueSlots},
     destination::Destination,
-    exclusion::NO_HOLIDAYS,
     ids::RunId,
     prompt::PromptSpec,
     run::RunTrigger,
@@ -210,7 +209,7 @@ pub(crate) fn dropped_at_pause(
 pub(crate) fn dropped(due: &DueSlots, now: DateTime<Utc>) -> Option<Dropped> {
     let spec = stored_spec(&due.spec).ok();
     slots::dropped(due.first, now, |after| {
-        spec.as_ref()?.next_slot(after, &NO_HOLIDAYS)
+        spec.as_ref()?.next_slot(after, &due.holidays)
     })
 }
 

@@ -9,17 +9,16 @@ use sha2::{Digest, Sha256};
 use shared::{
     backoff,
     db::{
-        DbError,
+        DbError, prompts,
         runs::{
             self, AfterFailure, Answer, Claim, Failure, FailureWriting, Intent, LockedRun,
             NextStep, SealedSecrets, Spent, Tokens, Writing,
         },
     },
-    exclusion::NO_HOLIDAYS,
     ids::{PromptId, RunId, TenantId},
     prompt::PromptSpec,
     run::{RunStatus, RunTrigger},
-    slots::{self, Policy},
+    slots::{self, Dropped, Plan, Policy},
 };
 use tracing::{info, warn};
 
@@ -33,6 +32,9 @@ use crate::{
 
 /// How long a run waits that the overlap policy or the tenant's limit keeps back.
 const DEFER_MS: i64 = 5_000;
+
+/// How long a run of a backfill waits for the ones before it, unless one of them calls it.
+const WAIT_TURN_MS: i64 = 600_000;
 
 /// Longest wait between two tries of a run.
 const RETRY_CAP: Duration = Duration::from_secs(3_600);
@@ -94,8 +96,14 @@ async fn look(
     };
     let spec = stored_spec(&due.slots.spec)?;
     let policy = Policy::of(&spec, prompt_id, due.runs_left);
-    let next = |after| spec.next_slot(after, &NO_HOLIDAYS);
-    let plan = slots::plan(due.look(), policy, next);
+    let next = |after| spec.next_slot(after, &due.slots.holidays);
+    let first = due.slots.first;
+    let plan = if spec.excludes(first, &due.slots.holidays) {
+        prompts::drop_slots(&tx, prompt_id, Dropped::one(first), "excluded").await?;
+        Plan::pass_over(next(first))
+    } else {
+        slots::plan(due.look(), policy, next)
+    };
     let run_id = RunId::new();
     let mut writing = Writing {
         plan: &plan,
@@ -155,6 +163,7 @@ async fn take(
     match locked.next {
         NextStep::Leave => return tx.commit().await,
         NextStep::Defer => return runs::defer(tx, &locked, DEFER_MS).await,
+        NextStep::WaitTurn => return runs::defer(tx, &locked, WAIT_TURN_MS).await,
         NextStep::Skip(reason) => return runs::skip(tx, &locked, reason).await,
         NextStep::Cancel(reason) => {
             runs::cancel_queued(&tx, locked.prompt_id, reason).await?;

@@ -30,7 +30,7 @@ enum Command {
     /// Bring a database to the shape that this program expects.
     Migrate(MigrateArgs),
     /// Show what a schedule and its policies would do, without saving anything.
-    Preview(PreviewArgs),
+    Preview(Box<PreviewArgs>),
 }
 
 #[derive(Debug, Args)]

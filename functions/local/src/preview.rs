@@ -3,16 +3,21 @@
 //! The flags make a request of the API and nothing else: what it refuses is refused here, in the same
 //! words. What only a server knows is not there: other prompts, past runs, a tenant's calendars.
 
-use std::process::ExitCode;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use axum::http::HeaderMap;
 use chrono::{DateTime, FixedOffset, Utc};
 use clap::Args;
 use management::{error::ApiError, request::RequestId};
 use serde_json::{Map, Value, json};
 use shared::{
-    exclusion::NO_HOLIDAYS,
+    calendar::{Day, Days},
+    exclusion::{CalendarName, Holidays},
     fault::Fault,
     outbound::Policy,
     price::Catalog,
@@ -62,6 +67,9 @@ pub(crate) struct PreviewArgs {
     /// A day of the week on which it is not due, mon to sun; repeat it for several.
     #[arg(long = "exclude-weekday", value_name = "DAY")]
     exclude_weekdays: Vec<String>,
+    /// An iCalendar file of holidays on which it is not due; repeat it for several.
+    #[arg(long, value_name = "FILE")]
+    holidays: Vec<PathBuf>,
     /// Spread the wake-ups over so many minutes.
     #[arg(long)]
     jitter_minutes: Option<u32>,
@@ -106,7 +114,12 @@ pub(crate) struct PreviewArgs {
 /// When the answer cannot be written.
 #[expect(clippy::print_stdout, reason = "the command's answer")]
 pub(crate) fn run(args: &PreviewArgs) -> Result<ExitCode> {
-    match simulation(args, Utc::now()) {
+    let now = Utc::now();
+    let simulated = match calendars(args, now)? {
+        Ok(holidays) => simulation(args, now, &holidays),
+        Err(faults) => Err(faults),
+    };
+    match simulated {
         Ok(simulation) => {
             if args.json {
                 println!("{}", serde_json::to_string_pretty(&simulation)?);
@@ -123,7 +136,38 @@ pub(crate) fn run(args: &PreviewArgs) -> Result<ExitCode> {
     }
 }
 
-fn simulation(args: &PreviewArgs, now: DateTime<Utc>) -> Result<Simulation, Vec<Fault>> {
+/// The calendars in the files that were named, each by its file's name.
+fn calendars(args: &PreviewArgs, now: DateTime<Utc>) -> Result<Result<Holidays, Vec<Fault>>> {
+    let mut holidays = Holidays::default();
+    for path in &args.holidays {
+        let text = fs::read_to_string(path);
+        let text = text.with_context(|| format!("cannot read {}", path.display()))?;
+        let name = calendar_name(path);
+        let named = |day: Day| (day.date, day.name.unwrap_or_else(|| name.clone()));
+        match Days::parse(&json!({ "ics": text }), now) {
+            Ok(days) => {
+                // What is no name is refused with the request.
+                if let Ok(calendar) = CalendarName::parse(&name) {
+                    holidays.insert(calendar, days.iter().map(named));
+                }
+            }
+            Err(faults) => {
+                let named = |fault| Fault {
+                    field: path.display().to_string(),
+                    ..fault
+                };
+                return Ok(Err(faults.into_iter().map(named).collect()));
+            }
+        }
+    }
+    Ok(Ok(holidays))
+}
+
+fn simulation(
+    args: &PreviewArgs,
+    now: DateTime<Utc>,
+    holidays: &Holidays,
+) -> Result<Simulation, Vec<Fault>> {
     let catalog = Catalog::shipped();
     let rules = Rules {
         now,
@@ -133,10 +177,10 @@ fn simulation(args: &PreviewArgs, now: DateTime<Utc>) -> Result<Simulation, Vec<
         default_timezone: chrono_tz::UTC,
         allow_echo: true,
         owner_email: None,
-        holidays: &NO_HOLIDAYS,
+        holidays,
     };
     let request = Request::parse(&body(args)?, &rules, None)?;
-    Ok(simulate::run(&request, &NO_HOLIDAYS, &catalog))
+    Ok(simulate::run(&request, holidays, &catalog))
 }
 
 /// The request that the flags stand for.
@@ -191,15 +235,32 @@ fn exclusions(args: &PreviewArgs) -> Map<String, Value> {
         .iter()
         .map(|text| range(text, "to"))
         .collect();
+    let calendars: Vec<String> = args
+        .holidays
+        .iter()
+        .map(|path| calendar_name(path))
+        .collect();
     [
         ("dates", json!(args.exclude_dates)),
         ("ranges", json!(ranges)),
         ("weekdays", json!(args.exclude_weekdays)),
+        ("calendars", json!(calendars)),
     ]
     .into_iter()
     .filter(|(_, list)| list.as_array().is_some_and(|list| !list.is_empty()))
     .map(|(name, list)| (name.to_owned(), list))
     .collect()
+}
+
+/// The file's name in the letters of a calendar's name.
+fn calendar_name(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let parts: Vec<String> = stem
+        .split(|letter: char| !letter.is_ascii_alphanumeric())
+        .filter(|part| !part.is_empty())
+        .map(str::to_ascii_lowercase)
+        .collect();
+    parts.join("-")
 }
 
 /// `FROM..END` as an object. What lacks an end is refused by whoever reads it.
@@ -219,12 +280,6 @@ fn in_words(simulation: &Simulation) -> String {
         lines.push("… the rest is left out; the numbers below count all of it\n".to_owned());
     }
     lines.push(totals(&simulation.totals));
-    if let Some(jitter) = simulation.jitter {
-        lines.push(format!(
-            "each is woken less than {} min later, always by the same time",
-            jitter.minutes
-        ));
-    }
     lines.extend(simulation.cost.as_ref().map(cost));
     for entry in &simulation.eventbridge {
         let zone = entry.timezone.as_deref().unwrap_or("UTC");

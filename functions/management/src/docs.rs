@@ -38,6 +38,8 @@ const ENTITY_TAGS: &str = r#"^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$"#;
     components(schemas(Problem)),
     tags(
         (name = "prompts", description = "Scheduled prompts"),
+        (name = "calendars", description = "Holidays that prompts leave out"),
+        (name = "backfills", description = "Runs of past slots"),
         (name = "runs", description = "The executions of prompts"),
         (name = "deliveries", description = "What was sent where"),
         (name = "tenant", description = "The caller's tenant: limits, keys, webhook secret, audit trail"),

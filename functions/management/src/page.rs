@@ -109,6 +109,12 @@ impl SortKey for () {
     }
 }
 
+impl SortKey for i64 {
+    fn can_be_stored(&self) -> bool {
+        true
+    }
+}
+
 impl SortKey for String {
     fn can_be_stored(&self) -> bool {
         !self.contains('\0')

@@ -6,7 +6,7 @@ use axum::{
     extract::{FromRequestParts, RawPathParams},
     http::{HeaderMap, HeaderValue, header, request::Parts},
 };
-use shared::fault::Fault;
+use shared::{fault::Fault, ids::PromptId};
 use uuid::Uuid;
 
 use crate::error::ApiError;
@@ -71,23 +71,60 @@ impl<S: Send + Sync, T: FromStr> FromRequestParts<S> for PathId<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let params = RawPathParams::from_request_parts(parts, state)
-            .await
-            .map_err(|_| ApiError::not_found())?;
-        params
-            .iter()
-            .find(|(name, _)| *name == "id")
-            .and_then(|(_, text)| text.parse().ok())
-            .map(Self)
-            .ok_or_else(ApiError::not_found)
+        let id = path_part(parts, state, "id").await?;
+        id.parse().map(Self).map_err(|_| ApiError::not_found())
     }
+}
+
+/// The `{name}` of a route, as it was sent.
+#[derive(Debug, Clone)]
+pub struct PathName(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathName {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        path_part(parts, state, "name").await.map(Self)
+    }
+}
+
+/// The `{id}` of a prompt and the number of its version. What is neither names no object: 404.
+#[derive(Debug, Clone, Copy)]
+pub struct PathVersion(pub PromptId, pub i64);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathVersion {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let PathId(id) = PathId::from_request_parts(parts, state).await?;
+        let version = path_part(parts, state, "version").await?;
+        let version = version.parse().map_err(|_| ApiError::not_found())?;
+        Ok(Self(id, version))
+    }
+}
+
+async fn path_part<S: Send + Sync>(
+    parts: &mut Parts,
+    state: &S,
+    wanted: &str,
+) -> Result<String, ApiError> {
+    let params = RawPathParams::from_request_parts(parts, state)
+        .await
+        .map_err(|_| ApiError::not_found())?;
+    params
+        .iter()
+        .find(|(name, _)| *name == wanted)
+        .map(|(_, text)| text.to_owned())
+        .ok_or_else(ApiError::not_found)
 }
 
 /// The header `If-Match`: which version of an object the caller wants to change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IfMatch {
-    /// Whichever there is.
+    /// Whichever there is, or none.
     Any,
+    /// Whichever there is.
+    Exists,
     /// One of these.
     Versions(Vec<i64>),
 }
@@ -99,29 +136,45 @@ impl IfMatch {
     /// 412.
     pub fn check(&self, version: i64) -> Result<(), ApiError> {
         match self {
-            Self::Any => Ok(()),
+            Self::Any | Self::Exists => Ok(()),
             Self::Versions(versions) if versions.contains(&version) => Ok(()),
             Self::Versions(_) => Err(ApiError::precondition_failed()),
+        }
+    }
+
+    /// Refuses to make an object where the caller wants to change one.
+    ///
+    /// # Errors
+    /// 412.
+    pub fn check_absent(&self) -> Result<(), ApiError> {
+        match self {
+            Self::Any => Ok(()),
+            Self::Exists | Self::Versions(_) => Err(ApiError::precondition_failed()),
         }
     }
 
     /// Entity tags are compared strongly (RFC 9110, section 13.1.1): a weak one never matches.
     fn parse(text: &str) -> Option<Self> {
         if text.trim() == "*" {
-            return Some(Self::Any);
+            return Some(Self::Exists);
         }
         let mut versions = Vec::new();
-        for tag in text.split(',').map(str::trim) {
-            let (weak, tag) = match tag.strip_prefix("W/") {
+        let mut rest = text.trim();
+        // A tag may hold commas, so the list is not split at them.
+        loop {
+            let (weak, tag) = match rest.strip_prefix("W/") {
                 Some(tag) => (true, tag),
-                None => (false, tag),
+                None => (false, rest),
             };
-            let opaque = tag.strip_prefix('"')?.strip_suffix('"')?;
+            let (opaque, after) = tag.strip_prefix('"')?.split_once('"')?;
             if !weak && let Ok(version) = opaque.parse() {
                 versions.push(version);
             }
+            match after.trim_start() {
+                "" => return Some(Self::Versions(versions)),
+                after => rest = after.strip_prefix(',')?.trim_start(),
+            }
         }
-        Some(Self::Versions(versions))
     }
 }
 
@@ -150,15 +203,23 @@ mod tests {
     #[test]
     fn if_match_compares_strongly() {
         let parse = |text| IfMatch::parse(text);
-        assert_eq!(parse("*"), Some(IfMatch::Any));
+        assert_eq!(parse("*"), Some(IfMatch::Exists));
         assert_eq!(parse("\"3\""), Some(IfMatch::Versions(vec![3])));
         assert_eq!(
             parse("\"3\", W/\"4\" ,\"x\",\"5\""),
             Some(IfMatch::Versions(vec![3, 5]))
         );
-        assert_eq!(parse("3"), None);
-        assert_eq!(parse(""), None);
-        assert!(IfMatch::Any.check(9).is_ok());
+        assert_eq!(
+            parse("\",-G\"  , W/\"4\",\"5\""),
+            Some(IfMatch::Versions(vec![5]))
+        );
+        for text in ["3", "", "\"3", "\"3\",", "\"3\" \"4\"", "W/3"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+        assert!(IfMatch::Any.check(9).is_ok() && IfMatch::Any.check_absent().is_ok());
+        assert!(IfMatch::Exists.check(9).is_ok());
+        assert!(IfMatch::Exists.check_absent().is_err());
+        assert!(IfMatch::Versions(vec![3]).check_absent().is_err());
         assert!(IfMatch::Versions(vec![3]).check(3).is_ok());
         assert!(IfMatch::Versions(vec![]).check(3).is_err());
     }

@@ -77,6 +77,7 @@ pub async fn expire(
         total.runs += expired.runs;
         total.idempotency_keys += expired.idempotency_keys;
         total.prompts += expired.prompts;
+        total.backfills += expired.backfills;
     }
     let full = i32::try_from(tenants.len()) == Ok(TENANTS_MAX);
     Ok((total, tenants.last().filter(|_| full).map(|last| last.id)))

@@ -7,6 +7,8 @@
 
 pub mod audit;
 pub mod auth;
+pub mod backfills;
+pub mod calendars;
 pub mod deliveries;
 mod error;
 pub mod health;
@@ -22,6 +24,7 @@ pub mod system;
 pub mod takeover;
 mod tenant_tx;
 pub mod tenants;
+pub mod versions;
 
 pub use error::DbError;
 pub use tenant_tx::TenantTx;

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    DbError, TenantTx, column,
+    DbError, TenantTx, calendars, column,
     prompts::{self, Limits},
     tenant_tx::step,
 };
@@ -22,15 +22,20 @@ pub struct Basis {
     pub past: Option<Past>,
 }
 
-/// Reads the tenant's limits and, where a prompt is named, the averages of its last hundred successful
-/// runs. One round trip.
+/// Reads the tenant's limits, what the calendars of these names hold and, where a prompt is named, the
+/// averages of its last hundred successful runs. One round trip.
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn basis(tx: &TenantTx, prompt_id: Option<PromptId>) -> Result<Basis, DbError> {
+pub async fn basis(
+    tx: &TenantTx,
+    prompt_id: Option<PromptId>,
+    calendars: &[&str],
+) -> Result<Basis, DbError> {
     let prompt_id = prompt_id.map(PromptId::uuid);
     let results = tx
         .pipeline(&[
+            step(calendars::HOLIDAYS, &[&calendars, &prompts::NO_PROMPT]),
             step(prompts::LIMITS, &[&prompts::NO_USER]),
             step(
                 "-- preview::past
@@ -50,7 +55,7 @@ pub async fn basis(tx: &TenantTx, prompt_id: Option<PromptId>) -> Result<Basis, 
             ),
         ])
         .await?;
-    let [limits, past] = results.as_slice() else {
+    let [holidays, limits, past] = results.as_slice() else {
         return Err(DbError::Aborted);
     };
     let past = past.first().map(|row| {
@@ -65,7 +70,7 @@ pub async fn basis(tx: &TenantTx, prompt_id: Option<PromptId>) -> Result<Basis, 
         })
     });
     Ok(Basis {
-        limits: prompts::read_limits(limits.first())?,
+        limits: prompts::read_limits(limits.first(), holidays)?,
         past: past.transpose()?,
     })
 }

@@ -12,10 +12,11 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    DbError, Param, TenantTx, column,
+    DbError, Param, TenantTx, calendars, column,
     tenant_tx::{Step, step},
 };
 use crate::{
+    exclusion::Holidays,
     ids::{PromptId, RunId, UserId},
     jitter,
     schedule::ScheduleType,
@@ -250,6 +251,8 @@ pub struct Limits {
     pub active_prompts_max: i64,
     /// Prompts that are active.
     pub active_prompts: i64,
+    /// What the calendars hold that were asked for, and those that the prompt names.
+    pub holidays: Holidays,
 }
 
 /// A prompt to be stored.
@@ -265,6 +268,8 @@ pub struct NewPrompt<'a> {
     pub next_run_at: Option<DateTime<Utc>>,
     /// The webhooks that it names.
     pub webhook_urls: &'a [&'a str],
+    /// The calendars that it names.
+    pub calendars: &'a [&'a str],
 }
 
 /// A change of a prompt's spec.
@@ -280,6 +285,8 @@ pub struct NewSpec<'a> {
     pub next_run_at: Option<Option<DateTime<Utc>>>,
     /// The webhooks that it names.
     pub webhook_urls: &'a [&'a str],
+    /// The calendars that it names, where others than before.
+    pub calendars: Option<&'a [&'a str]>,
 }
 
 /// A change of a prompt's status by a caller.
@@ -361,67 +368,92 @@ impl Order {
     }
 }
 
-/// The tenant's limits. One round trip.
+/// The tenant's limits, and what the calendars of these names hold. One round trip.
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn limits(tx: TenantTx) -> Result<Limits, DbError> {
-    let mut rows = only_rows(tx.commit_with(&[step(LIMITS, &[&NO_USER])]).await?);
-    read_limits(rows.next().as_ref())
+pub async fn limits(tx: TenantTx, calendars: &[&str]) -> Result<Limits, DbError> {
+    let results = tx
+        .commit_with(&[
+            step(calendars::HOLIDAYS, &[&calendars, &NO_PROMPT]),
+            step(LIMITS, &[&NO_USER]),
+        ])
+        .await?;
+    let [holidays, limits] = results.as_slice() else {
+        return Err(DbError::Aborted);
+    };
+    read_limits(limits.first(), holidays)
 }
 
-/// The tenant's limits, before a prompt of this user becomes active. Until the transaction ends no
-/// other one gets here: two at once would both find the last place free.
+/// The tenant's limits, and what the calendars of these names hold, before a prompt of this user
+/// becomes active. Until the transaction ends no other one gets here: two at once would both find
+/// the last place free. Nor does a calendar change.
 ///
 /// # Errors
-/// When the database does not answer, or the lock is not free in time.
-pub async fn limits_to_create(tx: &TenantTx, user_id: UserId) -> Result<Limits, DbError> {
+/// When the database does not answer, or a lock is not free in time.
+pub async fn limits_to_create(
+    tx: &TenantTx,
+    user_id: UserId,
+    calendars: &[&str],
+) -> Result<Limits, DbError> {
     let (tenant, user_id) = (tx.tenant().uuid(), Some(user_id.uuid()));
     let results = tx
-        .pipeline(&[step(LOCK_ACTIVE, &[&tenant]), step(LIMITS, &[&user_id])])
+        .pipeline(&[
+            step(calendars::LOCK_SHARED, &[]),
+            step(LOCK_ACTIVE, &[&tenant]),
+            step(calendars::HOLIDAYS, &[&calendars, &NO_PROMPT]),
+            step(LIMITS, &[&user_id]),
+        ])
         .await?;
-    let mut rows = only_rows(results).skip(1);
-    read_limits(rows.next().as_ref())
+    let [.., holidays, limits] = results.as_slice() else {
+        return Err(DbError::Aborted);
+    };
+    read_limits(limits.first(), holidays)
 }
 
-/// The tenant's limits, and a prompt of it that stays as it is until the transaction ends. One round
-/// trip.
+/// The tenant's limits, and a prompt of it that stays as it is until the transaction ends, as do the
+/// calendars of these names and those that it names. One round trip.
 ///
 /// # Errors
-/// When the database does not answer, or the row is not free in time.
+/// When the database does not answer, or a lock is not free in time.
 pub async fn get_to_change(
     tx: &TenantTx,
     id: PromptId,
+    calendars: &[&str],
 ) -> Result<Option<(Limits, Prompt)>, DbError> {
     let id = id.uuid();
     let results = tx
         .pipeline(&[
+            step(calendars::LOCK_SHARED, &[]),
             step(LOCK, &[&id]),
+            step(calendars::HOLIDAYS, &[&calendars, &Some(id)]),
             step(LIMITS, &[&NO_USER]),
             step(GET_TO_CHANGE, &[&id]),
         ])
         .await?;
-    read_to_change(results)
+    read_to_change(&results)
 }
 
 /// The same, before the prompt becomes active again: with the lock of [`limits_to_create`].
 ///
 /// # Errors
-/// When the database does not answer, or the lock or the row is not free in time.
+/// When the database does not answer, or a lock is not free in time.
 pub async fn get_to_resume(
     tx: &TenantTx,
     id: PromptId,
 ) -> Result<Option<(Limits, Prompt)>, DbError> {
-    let (tenant, id) = (tx.tenant().uuid(), id.uuid());
+    let (tenant, id, no_names) = (tx.tenant().uuid(), id.uuid(), Vec::<&str>::new());
     let results = tx
         .pipeline(&[
+            step(calendars::LOCK_SHARED, &[]),
             step(LOCK_ACTIVE, &[&tenant]),
             step(LOCK, &[&id]),
+            step(calendars::HOLIDAYS, &[&no_names, &Some(id)]),
             step(LIMITS, &[&NO_USER]),
             step(GET_TO_CHANGE, &[&id]),
         ])
         .await?;
-    read_to_change(results)
+    read_to_change(&results)
 }
 
 /// A prompt, whole.
@@ -526,7 +558,9 @@ pub async fn insert(tx: &TenantTx, prompt: &NewPrompt<'_>) -> Result<Prompt, DbE
         prompt.spec,
         &jitter_delay_s(prompt.id, prompt.spec),
     ];
-    write_spec(tx, step(sql, &params), prompt.webhook_urls).await
+    let write = step(sql, &params);
+    let calendars = Some(prompt.calendars).filter(|names| !names.is_empty());
+    write_spec(tx, write, prompt.id, prompt.webhook_urls, calendars).await
 }
 
 /// Gives a prompt another spec, as a new version. Runs that are queued keep theirs.
@@ -569,7 +603,8 @@ pub async fn replace(tx: &TenantTx, change: &NewSpec<'_>) -> Result<Prompt, DbEr
         change.spec,
         &jitter_delay_s(change.id, change.spec),
     ];
-    write_spec(tx, step(sql, &params), change.webhook_urls).await
+    let write = step(sql, &params);
+    write_spec(tx, write, change.id, change.webhook_urls, change.calendars).await
 }
 
 /// Pauses, resumes or cancels a prompt. A resume forgets the failures in a row.
@@ -660,8 +695,7 @@ macro_rules! dropped_row {
       WHERE p.id = $1 AND p.deleted_at IS NULL AND $3::timestamptz IS NOT NULL AND ",
             $only,
             "
-     ON CONFLICT (tenant_id, prompt_id, scheduled_for)
-        WHERE trigger IN ('schedule', 'backfill') DO NOTHING"
+     ON CONFLICT DO NOTHING"
         )
     };
 }
@@ -714,6 +748,7 @@ const LOCK_ACTIVE: &str = "-- prompts::lock_active
      SELECT pg_advisory_xact_lock(hashtextextended('active_prompts ' || $1::uuid, 0))";
 
 pub(super) const NO_USER: Option<Uuid> = None;
+pub(super) const NO_PROMPT: Option<Uuid> = None;
 
 /// $1: the user whose address is wanted, if one is.
 pub(super) const LIMITS: &str = "-- prompts::limits
@@ -866,11 +901,18 @@ impl Place {
 async fn write_spec(
     tx: &TenantTx,
     write: Step<'_>,
+    id: PromptId,
     webhook_urls: &[&str],
+    calendars: Option<&[&str]>,
 ) -> Result<Prompt, DbError> {
-    let rows = tx
-        .pipeline(&[write, step(FORGET_GONE, &[&webhook_urls])])
-        .await?;
+    let forget_params: [Param<'_>; 1] = [&webhook_urls];
+    let (id, names) = (id.uuid(), calendars.unwrap_or_default());
+    let link_params: [Param<'_>; 2] = [&id, &names];
+    let mut steps = vec![write, step(FORGET_GONE, &forget_params)];
+    if calendars.is_some() {
+        steps.extend(calendars::link(&link_params));
+    }
+    let rows = tx.pipeline(&steps).await?;
     match rows.first().map(Vec::as_slice) {
         Some([row]) => read(row),
         _ => Err(DbError::RowCount {
@@ -918,12 +960,12 @@ fn only_rows(results: Vec<Vec<Row>>) -> impl Iterator<Item = Row> {
     results.into_iter().flatten()
 }
 
-/// Of results that end with those of [`LIMITS`] and [`GET_TO_CHANGE`].
-fn read_to_change(results: Vec<Vec<Row>>) -> Result<Option<(Limits, Prompt)>, DbError> {
-    let [.., limits, prompt] = results.as_slice() else {
+/// Of results that end with those of the calendars, of [`LIMITS`] and of [`GET_TO_CHANGE`].
+fn read_to_change(results: &[Vec<Row>]) -> Result<Option<(Limits, Prompt)>, DbError> {
+    let [.., holidays, limits, prompt] = results else {
         return Err(DbError::Aborted);
     };
-    let mut limits = read_limits(limits.first())?;
+    let mut limits = read_limits(limits.first(), holidays)?;
     let Some(row) = prompt.first() else {
         return Ok(None);
     };
@@ -931,7 +973,7 @@ fn read_to_change(results: Vec<Vec<Row>>) -> Result<Option<(Limits, Prompt)>, Db
     Ok(Some((limits, read(row)?)))
 }
 
-pub(super) fn read_limits(row: Option<&Row>) -> Result<Limits, DbError> {
+pub(super) fn read_limits(row: Option<&Row>, holidays: &[Row]) -> Result<Limits, DbError> {
     let row = row.ok_or_else(|| DbError::Stored {
         what: "tenant",
         detail: "its row is gone".to_owned(),
@@ -943,6 +985,7 @@ pub(super) fn read_limits(row: Option<&Row>) -> Result<Limits, DbError> {
         interval_minutes_min: column(row, "interval_minutes_min")?,
         active_prompts_max: column(row, "active_prompts_max")?,
         active_prompts: column(row, "active_prompts")?,
+        holidays: calendars::read_holidays(holidays)?,
     })
 }
 

@@ -11,6 +11,8 @@ pub struct Expired {
     pub idempotency_keys: usize,
     /// Deleted prompts that no run names any more.
     pub prompts: usize,
+    /// Backfills that no run names any more.
+    pub backfills: usize,
 }
 
 /// Deletes at most `rows_max` rows of each kind, ends the transaction. One round trip.
@@ -61,6 +63,21 @@ pub async fn expire(tx: TenantTx, rows_max: i64) -> Result<Expired, DbError> {
                  RETURNING p.id",
                 &[&rows_max],
             ),
+            step(
+                "-- retention::backfills
+                 DELETE FROM backfills b
+                  USING (SELECT d.id
+                           FROM tenants t
+                          CROSS JOIN LATERAL (
+                                SELECT c.id FROM backfills c
+                                 WHERE c.created_at < now() - t.retention_other_days * interval '1 day'
+                                   AND NOT EXISTS (SELECT FROM scheduled_prompt_runs r
+                                                    WHERE r.backfill_id = c.id)
+                                 ORDER BY c.created_at LIMIT $1) d) old
+                  WHERE b.id = old.id
+                 RETURNING b.id",
+                &[&rows_max],
+            ),
         ])
         .await?;
     let count = |index: usize| results.get(index).map_or(0, Vec::len);
@@ -68,5 +85,6 @@ pub async fn expire(tx: TenantTx, rows_max: i64) -> Result<Expired, DbError> {
         runs: count(0),
         idempotency_keys: count(1),
         prompts: count(2),
+        backfills: count(3),
     })
 }

@@ -301,7 +301,7 @@ fn long_runs_meet_the_overlap_policy() {
     assert_eq!(buffer.slots[2].reason, Some("overlap"));
     assert_eq!(
         buffer.slots[2].detail.as_deref(),
-        Some("waits for the run of 2026-06-01 01:00:00")
+        Some("the run of 2026-06-01 01:00:00 is under way until then")
     );
     assert!(buffer.totals.wait > 0 && buffer.totals.run > skip.totals.run);
     // What still waits when the range ends is played to its start.

@@ -79,6 +79,8 @@ struct Walk<'a> {
     ended: Option<UnderWay>,
     /// The newest row, where it stands for several missed slots, and its place in the list.
     shared: Option<(SharedRow, Option<usize>)>,
+    /// What a plan says of one slot that is looked at in time.
+    known: Vec<(State, Plan)>,
     last_slot: Option<DateTime<Utc>>,
     due: usize,
     /// The date judged last.
@@ -114,6 +116,15 @@ struct Waiting {
     listed: Option<usize>,
 }
 
+/// What decides about a slot that is looked at in time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct State {
+    count: u32,
+    running: u32,
+    waits: bool,
+    is_spent: bool,
+}
+
 /// What is said of a slot: its outcome, and the reason with its words.
 type Told = (Outcome, Option<(&'static str, String)>);
 
@@ -146,6 +157,7 @@ impl<'a> Walk<'a> {
             waiting: VecDeque::new(),
             ended: None,
             shared: None,
+            known: Vec::new(),
             last_slot: None,
             due: 0,
             judged: None,
@@ -214,8 +226,7 @@ impl<'a> Walk<'a> {
         } else if self.is_in_downtime(looked) {
             self.unseen.push(due);
         } else {
-            // Nothing else is due: what comes after matters to late slots alone.
-            self.look(looked, &[due], |_| None);
+            self.look_in_time(looked, due);
         }
     }
 
@@ -282,6 +293,50 @@ impl<'a> Walk<'a> {
         });
     }
 
+    /// Looks at one slot when it is due. What its plan says depends on nothing but the runs in the way
+    /// and those that are left, so that a plan is made once for each such state, and holds for all
+    /// slots that meet it.
+    fn look_in_time(&mut self, now: DateTime<Utc>, due: Due) {
+        let (open, runs_left) = (self.open(), self.runs_left());
+        let state = State {
+            count: open.count,
+            running: open.running,
+            waits: open.waiting.is_some(),
+            is_spent: runs_left == Some(0),
+        };
+        let known = self.known.iter().position(|(known, _)| *known == state);
+        let mut plan = match known {
+            Some(place) => self.known.swap_remove(place).1,
+            None => {
+                let look = Look {
+                    first: due.at,
+                    now,
+                    shared: None,
+                    open,
+                };
+                // What comes after matters to late slots alone.
+                slots::plan(look, self.policy_with(runs_left), |_| None)
+            }
+        };
+        for row in &mut plan.rows {
+            row.scheduled_for = due.at;
+            if let (Fate::Overlapped { by }, Some(in_the_way)) = (&mut row.fate, open.in_the_way) {
+                *by = in_the_way;
+            }
+        }
+        plan.replaced = plan.replaced.and(open.waiting);
+        self.keep(&plan, now, &[due]);
+        self.begin_now(plan.begins(self.policy, &open), now);
+        self.known.push((state, plan));
+    }
+
+    fn policy_with(&self, runs_left: Option<u64>) -> Policy {
+        Policy {
+            runs_left,
+            ..self.policy
+        }
+    }
+
     /// Plans what is due, as often as that takes, and begins what may begin. `beyond` gives the slot
     /// after an instant where that is none of `due`.
     fn look(
@@ -303,10 +358,7 @@ impl<'a> Walk<'a> {
                 shared: self.shared.map(|(row, _)| row),
                 open: self.open(),
             };
-            let policy = Policy {
-                runs_left: self.runs_left(),
-                ..self.policy
-            };
+            let policy = self.policy_with(self.runs_left());
             let plan = slots::plan(look, policy, next);
             let begins = plan.begins(policy, &look.open);
             self.keep(&plan, now, due);
@@ -577,7 +629,10 @@ impl<'a> Walk<'a> {
         match self.ended.filter(|run| run.ends == self.now) {
             Some(run) => (
                 "overlap",
-                format!("waits for the run of {}", self.clock(run.slot)),
+                format!(
+                    "the run of {} is under way until then",
+                    self.clock(run.slot)
+                ),
             ),
             None => ("downtime", "begins after the downtime".to_owned()),
         }
@@ -683,7 +738,7 @@ impl Due {
             OccurrenceKind::Shifted => Some((
                 "dst_gap",
                 format!(
-                    "the clock jumps over {}: the slot moves to the jump's end",
+                    "moved from {}, which the clock jumps over",
                     self.wall.format("%H:%M")
                 ),
             )),
@@ -738,7 +793,10 @@ fn reason(why: &Excluded) -> NotDueReason {
 fn never(reason: NotDueReason, why: Option<&Excluded>) -> String {
     match (reason, why) {
         (_, Some(Excluded::Holiday { calendar, name })) => {
-            return format!("{name}, a holiday of the calendar {calendar}");
+            // One without a name of its own has the calendar's.
+            let name = (name != calendar.as_str()).then(|| format!("{name}, "));
+            let name = name.unwrap_or_default();
+            return format!("{name}a holiday of the calendar {calendar}");
         }
         (_, Some(Excluded::Date)) => "the date is excluded",
         (_, Some(Excluded::Range)) => "the date lies in an excluded range",

@@ -62,6 +62,12 @@ BEYOND_SCHEMAS = [
     "to: duplicate",
     "tags: duplicate",
     "days: duplicate",
+    # Calendars: a grammar.
+    "ics: *",
+    # Backfills: the clock, and the slots of a prompt.
+    "to: in_the_future",
+    "to: too_many_slots",
+    "from: no_slots",
 ]
 
 KEY_CHARS_MAX = 200

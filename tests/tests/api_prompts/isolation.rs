@@ -16,8 +16,12 @@ struct Treasure {
     run: String,
     delivery: String,
     api_key: String,
+    backfill: String,
     user: String,
 }
+
+/// Each tenant may have a calendar of this name.
+const CALENDAR: &str = "/v1/calendars/holidays";
 
 async fn treasure(world: &World) -> Treasure {
     let tenant = world.tenant("ada").await;
@@ -47,6 +51,16 @@ async fn treasure(world: &World) -> Treasure {
             None,
         )
         .await;
+    let calendar = json!({ "days": [{ "date": "2026-12-25", "name": "treasure-day" }] });
+    let kept = world
+        .send(&tenant.key, "PUT", CALENDAR, Some(calendar))
+        .await;
+    assert_eq!(kept.status, 201, "{}", kept.text);
+    let range = json!({ "from": "2026-03-16T00:00:00Z", "to": "2026-03-18T00:00:00Z" });
+    let path = format!("/v1/prompts/{prompt_id}/backfill");
+    let backfill = world.post(&tenant.key, &path, range).await;
+    assert_eq!(backfill.status, 202, "{}", backfill.text);
+    let backfill = text(&backfill.body["id"]);
     let keys = world.get(&tenant.key, "/v1/api-keys").await;
     let (prompt, run, delivery) = (
         prompt_id.to_string(),
@@ -59,7 +73,7 @@ async fn treasure(world: &World) -> Treasure {
         "ada@example.com".to_owned(),
         log_id.to_string(),
     ];
-    marks.extend([&prompt, &run, &delivery, &api_key, &user].map(Clone::clone));
+    marks.extend([&prompt, &run, &delivery, &api_key, &backfill, &user].map(Clone::clone));
     marks.push(tenant.id.to_string());
     world.woken();
     Treasure {
@@ -69,6 +83,7 @@ async fn treasure(world: &World) -> Treasure {
         run,
         delivery,
         api_key,
+        backfill,
         user,
     }
 }
@@ -107,6 +122,10 @@ async fn rows_of(world: &World, tenant: &Tenant) -> Value {
 
 fn body_of(method: &str, path: &str) -> Option<Value> {
     let body = match (method, path) {
+        ("PUT", "/v1/calendars/{name}") => json!({ "days": [] }),
+        ("POST", "/v1/prompts/{id}/backfill") => {
+            json!({ "from": "2026-03-16T00:00:00Z", "to": "2026-03-18T00:00:00Z" })
+        }
         ("POST", "/v1/prompts") | ("PUT", _) => {
             prompt_body(json!({ "external_id": "treasure-id" }))
         }
@@ -142,8 +161,11 @@ async fn no_route_shows_or_changes_another_tenants_rows() {
             Some("runs") => path.replace("{id}", &treasure.run),
             Some("deliveries") => path.replace("{id}", &treasure.delivery),
             Some("api-keys") => path.replace("{id}", &treasure.api_key),
+            Some("backfills") => path.replace("{id}", &treasure.backfill),
+            Some("calendars") => path.replace("/v1/calendars/{name}", CALENDAR),
             _ => path.clone(),
         };
+        let real = real.replace("{version}", "1");
         assert!(
             !real.contains('{'),
             "{path} has an id that this test does not know"
@@ -157,7 +179,9 @@ async fn no_route_shows_or_changes_another_tenants_rows() {
                 .send(&thief.key, &method, &real, body_of(&method, path))
                 .await;
             called += 1;
-            if path.contains('{') {
+            // A name is free to each tenant: the thief makes a calendar of its own, and deletes it.
+            let own = real == CALENDAR && method != "GET";
+            if path.contains('{') && !own {
                 assert_eq!(reply.status, 404, "{method} {path}: {}", reply.text);
             } else {
                 assert!(reply.status.is_success(), "{method} {path}: {}", reply.text);
@@ -173,7 +197,7 @@ async fn no_route_shows_or_changes_another_tenants_rows() {
             }
         }
     }
-    assert!(called >= 24, "only {called} operations are in the document");
+    assert!(called >= 35, "only {called} operations are in the document");
     assert_eq!(rows_of(&world, &treasure.tenant).await, before);
     assert!(
         world

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod backfills;
+mod calendars;
 mod changes;
 mod isolation;
 mod lists;
@@ -10,4 +12,5 @@ mod previews;
 mod refusals;
 mod round_trips;
 mod runs;
+mod versions;
 mod world;

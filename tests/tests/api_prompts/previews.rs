@@ -264,3 +264,31 @@ async fn a_crowded_minute_of_the_tenants_own_is_told() {
     let reply = world.post(&other.key, PATH, asked).await;
     assert_eq!(reply.body["conflicts"], json!([]), "{}", reply.text);
 }
+
+#[tokio::test]
+async fn holidays_are_those_of_the_tenants_calendar() {
+    let world = World::new().await;
+    let tenant = world.tenant("ada").await;
+    let days = json!({ "days": [{ "date": "2026-03-29", "name": "Mothering Sunday" }] });
+    let path = "/v1/calendars/uk-holidays";
+    let made = world.send(&tenant.key, "PUT", path, Some(days)).await;
+    assert!(made.status.is_success(), "{}", made.text);
+    let asked = body(json!({ "exclusions": { "calendars": ["uk-holidays"] } }));
+    let reply = world.post(&tenant.key, PATH, asked.clone()).await;
+    let not_due = &reply.body["not_due"][0];
+    assert_eq!(not_due["reason"], "holiday", "{}", reply.text);
+    assert_eq!(not_due["local"], "2026-03-29T01:30:00");
+    assert!(
+        text(&not_due["detail"]).starts_with("Mothering Sunday"),
+        "{not_due}"
+    );
+    assert_eq!(reply.body["slots"][1]["local"], "2026-03-30T01:30:00+01:00");
+
+    let other = world.tenant("bob").await;
+    let refused = world.post(&other.key, PATH, asked).await;
+    let expected = (
+        "exclusions.calendars[0]".to_owned(),
+        "unknown_calendar".to_owned(),
+    );
+    assert_eq!(refused.faults(), [expected]);
+}

@@ -91,7 +91,20 @@ async fn no_route_waits_for_the_database_more_often_than_it_must() {
         let prompt = format!("/v1/prompts/{prompt_id}");
         let run = insert_run(&world, &tenant, prompt_id, "failed", i32::from(measured)).await;
         let delivery = insert_delivery(&world, run, 0, "exhausted").await;
-        let calls: [(&str, String, Option<Value>, u64); 18] = [
+        // Three prompts name the calendar, or thirty: a change of it costs the same.
+        let named = if measured { 30 } else { 3 };
+        let day = |day: u8| json!({ "days": [{ "date": format!("2026-01-{day:02}") }] });
+        let made = world
+            .send(&tenant.key, "PUT", "/v1/calendars/holidays", Some(day(1)))
+            .await;
+        assert!(made.status.is_success(), "{}", made.text);
+        let naming = json!({ "exclusions": { "calendars": ["holidays"] } });
+        for _ in 0..named {
+            world.prompt(&tenant.key, naming.clone()).await;
+        }
+        world.sql("UPDATE scheduled_prompts SET next_run_at = '2100-01-01' WHERE next_run_at IS NOT NULL", &[]).await;
+        let past = json!({ "from": "2026-01-01T00:00:00Z", "to": "2026-04-01T00:00:00Z" });
+        let calls: [(&str, String, Option<Value>, u64); 26] = [
             (
                 "POST",
                 "/v1/prompts".to_owned(),
@@ -130,6 +143,19 @@ async fn no_route_waits_for_the_database_more_often_than_it_must() {
             ("POST", format!("{prompt}/resume"), None, 3),
             ("POST", format!("{prompt}/run"), None, 3),
             ("GET", format!("{prompt}/runs"), None, 1),
+            ("POST", format!("{prompt}/backfill"), Some(past), 3),
+            ("GET", format!("{prompt}/backfills"), None, 1),
+            ("GET", format!("{prompt}/versions"), None, 1),
+            ("GET", format!("{prompt}/versions/1"), None, 1),
+            ("POST", format!("{prompt}/versions/1/restore"), None, 4),
+            (
+                "PUT",
+                "/v1/calendars/holidays".to_owned(),
+                Some(day(if measured { 3 } else { 2 })),
+                6,
+            ),
+            ("GET", "/v1/calendars/holidays".to_owned(), None, 1),
+            ("GET", "/v1/calendars".to_owned(), None, 1),
             ("GET", "/v1/runs".to_owned(), None, 1),
             ("GET", format!("/v1/runs/{run}"), None, 1),
             ("GET", format!("/v1/runs/{run}/logs"), None, 1),

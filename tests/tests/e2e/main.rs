@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests may panic")]
 
+mod backfills;
 mod carillon;
 mod clock;
 mod crash;

@@ -299,7 +299,9 @@ impl Prompt {
                     gave_up = true;
                     Took::GaveUp
                 }
-                Looked::NoPlace | Looked::Other(NextStep::Defer) => Took::Deferred,
+                Looked::NoPlace | Looked::Other(NextStep::Defer | NextStep::WaitTurn) => {
+                    Took::Deferred
+                }
                 Looked::Other(NextStep::Skip(reason)) => Took::Skipped(reason),
                 Looked::Other(NextStep::Cancel(_)) => Took::Cancelled,
                 Looked::Other(NextStep::Leave | NextStep::Claim | NextStep::GiveUp)

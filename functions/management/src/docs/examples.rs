@@ -15,6 +15,31 @@ pub(super) fn of(schema: &str) -> Option<Value> {
         "Prompt" => prompt(),
         "PromptSummary" => without(prompt(), &["prompt_text", "context"]),
         "Preview" => preview(),
+        "Calendar" => calendar(),
+        "CalendarSummary" => json!({
+            "name": "uk-bank-holidays",
+            "days_count": 2,
+            "first_date": "2026-12-25",
+            "last_date": "2026-12-28",
+            "version": 1,
+            "created_at": "2026-03-09T16:10:00Z",
+            "updated_at": "2026-03-09T16:10:00Z",
+        }),
+        "Backfill" => backfill(),
+        "PromptVersionSummary" => json!({
+            "version": 2,
+            "is_current": true,
+            "prompt_name": "Morning brief",
+            "model": "echo/echo-1",
+            "changed_fields": ["schedule"],
+            "created_at": "2026-03-11T08:05:00Z",
+        }),
+        "PromptVersion" => json!({
+            "version": 2,
+            "is_current": true,
+            "spec": spec(),
+            "created_at": "2026-03-11T08:05:00Z",
+        }),
         "RunSummary" => run_summary(),
         "Run" => run(),
         "LogLine" => log_line(),
@@ -171,12 +196,15 @@ fn prompt() -> Value {
             "days": ["mon", "fri"],
             "at": "09:00",
             "timezone": "Europe/London",
+            "dst_gap": "shift",
         },
         "destinations": [{
             "kind": "email",
             "to": ["ada@example.com"],
             "on_unknown": "resend",
         }],
+        "exclusions": { "dates": ["2026-12-25"], "ranges": [], "weekdays": [], "calendars": [] },
+        "jitter_minutes": 0,
         "overlap": "skip",
         "overlap_runs_max": 3,
         "misfire": "run_latest",
@@ -204,6 +232,67 @@ fn prompt() -> Value {
         "created_at": "2026-03-09T16:20:00Z",
         "updated_at": "2026-03-11T08:05:00Z",
         "completed_at": null,
+        "cancelled_at": null,
+    })
+}
+
+/// What of a prompt its owner said.
+fn spec() -> Value {
+    without(
+        prompt(),
+        &[
+            "id",
+            "user_id",
+            "status",
+            "status_reason",
+            "status_note",
+            "schedule_type",
+            "timezone",
+            "next_run_at",
+            "last_run_at",
+            "last_status",
+            "run_count",
+            "total_runs",
+            "success_count",
+            "failure_count",
+            "consecutive_failures",
+            "version",
+            "created_at",
+            "updated_at",
+            "completed_at",
+            "cancelled_at",
+        ],
+    )
+}
+
+fn calendar() -> Value {
+    json!({
+        "name": "uk-bank-holidays",
+        "days": [
+            { "date": "2026-12-25", "name": "Christmas Day" },
+            { "date": "2026-12-28", "name": "Boxing Day (in lieu)" },
+        ],
+        "version": 1,
+        "created_at": "2026-03-09T16:10:00Z",
+        "updated_at": "2026-03-09T16:10:00Z",
+    })
+}
+
+fn backfill() -> Value {
+    json!({
+        "id": "019d12a4-0b3c-7d95-9a27-5e61f0c8d2b4",
+        "prompt_id": "019d1298-1a00-7c3f-8a64-6f0b2f1d9c55",
+        "status": "running",
+        "from": "2026-03-01T00:00:00Z",
+        "to": "2026-03-20T00:00:00Z",
+        "pace_s": 60,
+        "prompt_version": 2,
+        "slots": { "queued": 4, "has_run": 1, "to_come": 0, "over_limit": 0 },
+        "runs": {
+            "queued": 2, "running": 1, "generated": 0, "succeeded": 1, "failed": 0, "cancelled": 0,
+            "skipped": 0,
+        },
+        "created_at": "2026-03-20T10:00:00Z",
         "cancelled_at": null,
     })
 }

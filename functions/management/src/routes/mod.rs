@@ -3,6 +3,8 @@
 pub(crate) mod admin;
 mod api_keys;
 mod audit;
+mod backfills;
+mod calendars;
 mod deliveries;
 mod health;
 mod prompts;
@@ -54,6 +56,8 @@ fn framed<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
 pub(crate) fn documented() -> OpenApiRouter<App> {
     let mut router = OpenApiRouter::with_openapi(docs::base())
         .merge(prompts::router())
+        .merge(calendars::router())
+        .merge(backfills::router())
         .merge(runs::router())
         .merge(deliveries::router())
         .merge(tenant::router())

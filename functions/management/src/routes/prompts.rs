@@ -7,6 +7,7 @@
 
 mod change;
 mod preview;
+mod versions;
 mod view;
 
 use axum::{
@@ -70,6 +71,9 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(cancel_prompt))
         .routes(routes!(run_prompt))
         .routes(routes!(list_prompt_runs))
+        .routes(routes!(versions::list_prompt_versions))
+        .routes(routes!(versions::get_prompt_version))
+        .routes(routes!(versions::restore_prompt_version))
 }
 
 /// Create a prompt

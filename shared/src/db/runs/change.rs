@@ -44,7 +44,7 @@ pub async fn enqueue(
                    FROM scheduled_prompts WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE
              ), waiting AS (
                  SELECT count(*) AS runs FROM scheduled_prompt_runs
-                  WHERE prompt_id = $1 AND status = 'queued'
+                  WHERE prompt_id = $1 AND status = 'queued' AND trigger <> 'backfill'
              ), made AS (
                  INSERT INTO scheduled_prompt_runs
                         (tenant_id, id, prompt_id, scheduled_for, trigger, status, attempts_max, prompt_version,

@@ -91,6 +91,8 @@ pub enum NextStep {
     Leave,
     /// Look again later: the prompt's overlap policy or the tenant's limit is in the way.
     Defer,
+    /// Look again much later: an earlier slot of its backfill comes first, and calls it when it begins.
+    WaitTurn,
     /// End it: every try was begun, and the last one's claimant vanished.
     GiveUp,
     /// End it unrun: `max_runs` was reached by others, or its prompt is paused.
@@ -157,8 +159,14 @@ const LOCK_RUN: &str = concat!(
                      OR p.overlap <> 'allow_all' AND EXISTS (
                          SELECT FROM scheduled_prompt_runs o
                           WHERE o.prompt_id = r.prompt_id AND o.status = 'queued'
-                            AND o.trigger = r.trigger AND o.attempt = 0 AND o.looks_failed = 0
-                            AND o.scheduled_for < r.scheduled_for)) AS overlapped
+                            AND o.attempt = 0 AND o.looks_failed = 0
+                            AND (o.trigger = r.trigger AND o.scheduled_for < r.scheduled_for
+                                 OR r.trigger = 'backfill' AND o.trigger = 'schedule'
+                                    AND o.available_at <= clock_timestamp()))) AS overlapped,
+            r.trigger = 'backfill' AND r.attempt = 0 AND EXISTS (
+                SELECT FROM scheduled_prompt_runs o
+                 WHERE o.backfill_id = r.backfill_id AND o.status = 'queued' AND o.attempt = 0
+                   AND o.looks_failed = 0 AND o.scheduled_for < r.scheduled_for) AS waits_turn
        FROM scheduled_prompt_runs r
        JOIN scheduled_prompts p ON p.tenant_id = r.tenant_id AND p.id = r.prompt_id
        JOIN prompt_versions v ON v.tenant_id = r.tenant_id AND v.prompt_id = r.prompt_id
@@ -220,6 +228,8 @@ fn of_queued(run: &Row, capacity: &Row) -> Result<NextStep, DbError> {
         NextStep::Leave
     } else if column::<Option<bool>>(run, "over_limit")?.unwrap_or(false) {
         NextStep::Skip("max_runs")
+    } else if column(run, "waits_turn")? {
+        NextStep::WaitTurn
     } else if column(run, "overlapped")? || !has_capacity(capacity)? {
         NextStep::Defer
     } else {
@@ -245,6 +255,7 @@ pub async fn claim(
     let (id, fence, attempt) = (run.run_id.uuid(), run.fence + 1, run.attempt + 1);
     let (prompt, attempt_id) = (run.prompt_id.uuid(), AttemptId::new().uuid());
     let counts = run.attempt == 0 && run.trigger != RunTrigger::Test;
+    let calls_next = run.attempt == 0 && run.trigger == RunTrigger::Backfill;
     let dropped = DroppedRow::new(dropped);
     let results = tx
         .commit_with(&[
@@ -270,6 +281,7 @@ pub async fn claim(
             ),
             step(COUNT_CLAIM, &[&prompt, &counts, &id, &fence]),
             step(DROP_OVER_LIMIT, &dropped.params(&prompt, &"max_runs")),
+            step(CALL_NEXT_OF_BACKFILL, &[&id, &fence, &calls_next]),
         ])
         .await?;
     let claimed = results.get(1).map_or(0, Vec::len);
@@ -321,6 +333,21 @@ const COUNT_CLAIM: &str = "-- runs::count_claim
                          THEN 'completed' ELSE p.status END
      WHERE p.id = $1 AND $2::boolean
        AND EXISTS (SELECT FROM scheduled_prompt_runs r WHERE r.id = $3 AND r.fence = $4)";
+
+/// The next one of a backfill begins no sooner than its pace says, and waits no longer.
+const CALL_NEXT_OF_BACKFILL: &str = "-- runs::call_next_of_backfill
+    UPDATE scheduled_prompt_runs n
+       SET available_at = clock_timestamp() + next.pace_s * interval '1 second'
+      FROM (SELECT q.tenant_id, q.id, b.pace_s
+              FROM scheduled_prompt_runs r
+              JOIN backfills b ON b.tenant_id = r.tenant_id AND b.id = r.backfill_id
+             CROSS JOIN LATERAL (
+                   SELECT w.tenant_id, w.id FROM scheduled_prompt_runs w
+                    WHERE w.tenant_id = r.tenant_id AND w.backfill_id = r.backfill_id
+                      AND w.status = 'queued' AND w.attempt = 0
+                    ORDER BY w.scheduled_for LIMIT 1) q
+             WHERE r.id = $1 AND r.fence = $2 AND $3::boolean) next
+     WHERE n.tenant_id = next.tenant_id AND n.id = next.id";
 
 /// Puts a locked run off. Ends the transaction. One round trip.
 ///

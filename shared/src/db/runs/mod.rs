@@ -27,7 +27,8 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use tokio_postgres::Row;
 
-use super::{DbError, column, prompts::dropped_row};
+use super::{DbError, calendars::holidays_of, column, prompts::dropped_row};
+use crate::exclusion::Holidays;
 
 /// What a prompt's slots follow from, and the first that is not accounted for.
 #[derive(Debug, Clone)]
@@ -36,12 +37,17 @@ pub struct DueSlots {
     pub first: DateTime<Utc>,
     /// The version that new runs use, as stored.
     pub spec: Value,
+    /// What the calendars hold that it names.
+    pub holidays: Holidays,
 }
 
 /// The columns of [`DueSlots`], of a prompt `p` and its version `v`.
 macro_rules! due_slots {
     () => {
-        "p.next_run_at, v.spec"
+        concat!(
+            "p.next_run_at, v.spec, ",
+            crate::db::calendars::named_holidays!("p.id")
+        )
     };
 }
 use due_slots;
@@ -50,6 +56,7 @@ fn read_due_slots(row: &Row) -> Result<DueSlots, DbError> {
     Ok(DueSlots {
         first: column(row, "next_run_at")?,
         spec: column(row, "spec")?,
+        holidays: holidays_of(column(row, "holidays")?)?,
     })
 }
 

@@ -85,7 +85,8 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
                 ),
                 &[&id],
             ),
-            // A backfill that waits is in nobody's way; it waits for the prompt's other runs itself.
+            // A backfill is in no slot's way: one that waits lets the slot go first, and for one that
+            // is under way the slot waits.
             step(
                 "-- runs::open_of_prompt
                  SELECT count(*) FILTER (WHERE in_the_way) AS open,
@@ -97,7 +98,7 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
                             FILTER (WHERE status = 'queued' AND trigger = 'schedule' AND attempt = 0))[1]
                             AS waiting
                    FROM (SELECT id, status, trigger, attempt, created_at, scheduled_for,
-                                status = 'running' OR trigger <> 'backfill' AS in_the_way
+                                trigger <> 'backfill' AS in_the_way
                            FROM scheduled_prompt_runs
                           WHERE prompt_id = $1 AND status IN ('queued', 'running')
                             AND trigger <> 'test') r",
@@ -254,8 +255,7 @@ const INSERT_PLANNED: &str = "-- runs::insert_planned
                   $11::timestamptz[], $12::uuid[], $13::timestamptz[])
         AS t (id, scheduled_for, status, reason, message, slots_count, scheduled_until,
               overlapped_by, available_at)
-    ON CONFLICT (tenant_id, prompt_id, scheduled_for)
-       WHERE trigger IN ('schedule', 'backfill') DO NOTHING";
+    ON CONFLICT DO NOTHING";
 
 const EXTEND_MISSED: &str = "-- runs::extend_missed
     UPDATE scheduled_prompt_runs

@@ -3,7 +3,6 @@
 //! Everything happens in the caller's transaction, under the prompt's row lock and by the
 //! database's clock. Nothing here reads a request or builds an answer.
 
-use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 use shared::{
     db::{
@@ -12,7 +11,7 @@ use shared::{
         runs,
     },
     destination::Destination,
-    exclusion::NO_HOLIDAYS,
+    exclusion::{CALENDARS_MAX, CalendarName},
     fault::Fault,
     ids::{PromptId, UserId},
     prompt::{PromptSpec, Rules},
@@ -43,15 +42,16 @@ pub(super) async fn create(
     user_id: UserId,
     body: &Value,
 ) -> Result<Prompt, ApiError> {
-    let limits = prompts::limits_to_create(tx, user_id).await?;
+    let limits = prompts::limits_to_create(tx, user_id, &named_calendars(body)).await?;
     let spec = PromptSpec::parse(body, &rules(app, &limits)?)?;
     room_for_one_more(&limits)?;
     let new = NewPrompt {
         id: PromptId::new(),
         user_id,
         spec: &spec.to_json(),
-        next_run_at: spec.next_slot(limits.now, &NO_HOLIDAYS),
+        next_run_at: spec.next_slot(limits.now, &limits.holidays),
         webhook_urls: &webhook_urls(&spec),
+        calendars: &calendars(&spec),
     };
     prompts::insert(tx, &new).await.map_err(refusal)
 }
@@ -63,12 +63,13 @@ pub(super) async fn edit(
     if_match: &IfMatch,
     edit: Edit<'_>,
 ) -> Result<Changed, ApiError> {
-    let (limits, prompt) = found(prompts::get_to_change(tx, id).await?)?;
+    let (Edit::Replace(body) | Edit::Merge(body)) = edit;
+    let (limits, prompt) = found(prompts::get_to_change(tx, id, &named_calendars(body)).await?)?;
     if_match.check(prompt.version)?;
     refuse_ended(&prompt)?;
     let rules = rules(app, &limits)?;
     let spec = match edit {
-        Edit::Replace(body) => PromptSpec::parse(body, &rules)?,
+        Edit::Replace(body) => replacement(body, &prompt, &rules)?,
         Edit::Merge(patch) => stored_spec(&prompt)?.merge_patch(patch, &rules)?,
     };
     let stored = spec.to_json();
@@ -85,20 +86,22 @@ pub(super) async fn edit(
     }
     let reschedules = changes("schedule") || changes("exclusions");
     if reschedules {
-        drop_due(tx, &prompt, limits.now, "rescheduled").await?;
+        drop_due(tx, &prompt, &limits, "rescheduled").await?;
     }
+    let named = changes("exclusions").then(|| calendars(&spec));
     let change = NewSpec {
         id,
         version: prompt.version,
         spec: &stored,
         next_run_at: reschedules.then(|| match prompt.status {
-            PromptStatus::Active => spec.next_slot(limits.now, &NO_HOLIDAYS),
+            PromptStatus::Active => spec.next_slot(limits.now, &limits.holidays),
             PromptStatus::Paused
             | PromptStatus::Completed
             | PromptStatus::Failed
             | PromptStatus::Cancelled => None,
         }),
         webhook_urls: &webhook_urls(&spec),
+        calendars: named.as_deref(),
     };
     let prompt = prompts::replace(tx, &change).await.map_err(refusal)?;
     Ok(Changed {
@@ -112,7 +115,7 @@ pub(super) async fn pause(
     id: PromptId,
     note: Option<&str>,
 ) -> Result<Changed, ApiError> {
-    let (limits, prompt) = found(prompts::get_to_change(tx, id).await?)?;
+    let (limits, prompt) = found(prompts::get_to_change(tx, id, &[]).await?)?;
     refuse_ended(&prompt)?;
     if prompt.status == PromptStatus::Paused {
         return Ok(Changed {
@@ -120,7 +123,7 @@ pub(super) async fn pause(
             fields: None,
         });
     }
-    drop_due(tx, &prompt, limits.now, "paused").await?;
+    drop_due(tx, &prompt, &limits, "paused").await?;
     let change = NewStatus {
         id,
         version: prompt.version,
@@ -151,7 +154,7 @@ pub(super) async fn resume(tx: &TenantTx, id: PromptId) -> Result<Changed, ApiEr
         ));
     }
     let spec = stored_spec(&prompt)?;
-    let next_run_at = spec.next_slot(limits.now, &NO_HOLIDAYS);
+    let next_run_at = spec.next_slot(limits.now, &limits.holidays);
     if next_run_at.is_none() && spec.schedule().kind() != ScheduleType::Manual {
         return Err(ApiError::conflict(
             "no_slot_left",
@@ -174,7 +177,7 @@ pub(super) async fn cancel(
     id: PromptId,
     note: Option<&str>,
 ) -> Result<Changed, ApiError> {
-    let (limits, prompt) = found(prompts::get_to_change(tx, id).await?)?;
+    let (limits, prompt) = found(prompts::get_to_change(tx, id, &[]).await?)?;
     if prompt.status == PromptStatus::Cancelled {
         return Ok(Changed {
             prompt,
@@ -182,7 +185,7 @@ pub(super) async fn cancel(
         });
     }
     refuse_ended(&prompt)?;
-    drop_due(tx, &prompt, limits.now, "prompt_cancelled").await?;
+    drop_due(tx, &prompt, &limits, "prompt_cancelled").await?;
     let change = NewStatus {
         id,
         version: prompt.version,
@@ -197,8 +200,8 @@ pub(super) async fn cancel(
 }
 
 pub(super) async fn delete(tx: &TenantTx, id: PromptId) -> Result<(), ApiError> {
-    let (limits, prompt) = found(prompts::get_to_change(tx, id).await?)?;
-    drop_due(tx, &prompt, limits.now, "prompt_deleted").await?;
+    let (limits, prompt) = found(prompts::get_to_change(tx, id, &[]).await?)?;
+    drop_due(tx, &prompt, &limits, "prompt_deleted").await?;
     prompts::tombstone(tx, id).await?;
     runs::cancel_queued(tx, id, "prompt_deleted").await?;
     Ok(())
@@ -208,15 +211,15 @@ pub(super) async fn delete(tx: &TenantTx, id: PromptId) -> Result<(), ApiError> 
 async fn drop_due(
     tx: &TenantTx,
     prompt: &Prompt,
-    now: DateTime<Utc>,
+    Limits { now, holidays, .. }: &Limits,
     reason: &'static str,
 ) -> Result<(), ApiError> {
-    let Some(first) = prompt.next_run_at.filter(|first| *first <= now) else {
+    let Some(first) = prompt.next_run_at.filter(|first| first <= now) else {
         return Ok(());
     };
     let spec = stored_spec(prompt)?;
-    let next = |after| spec.next_slot(after, &NO_HOLIDAYS);
-    if let Some(dropped) = slots::dropped(first, now, next) {
+    let next = |after| spec.next_slot(after, holidays);
+    if let Some(dropped) = slots::dropped(first, *now, next) {
         prompts::drop_slots(tx, prompt.id, dropped, reason).await?;
     }
     Ok(())
@@ -276,8 +279,46 @@ pub(super) fn rules<'a>(app: &'a App, limits: &'a Limits) -> Result<Rules<'a>, A
             .map_err(ApiError::internal)?,
         allow_echo: app.allow_echo,
         owner_email: limits.owner_email.as_deref(),
-        holidays: &NO_HOLIDAYS,
+        holidays: &limits.holidays,
     })
+}
+
+/// A spec in the place of the prompt's own. An interval that is sent as it was, without the anchor that
+/// it got when it was made, is no other one: it would count from now on.
+fn replacement(body: &Value, prompt: &Prompt, rules: &Rules<'_>) -> Result<PromptSpec, ApiError> {
+    let stored = prompt.spec.get("schedule").unwrap_or(&Value::Null);
+    let anchored = |schedule: &Value| schedule.get("anchor").is_some_and(|at| !at.is_null());
+    let sent = body.get("schedule").unwrap_or(&Value::Null);
+    if sent.is_object() && anchored(stored) && !anchored(sent) {
+        let mut with_anchor = body.clone();
+        with_anchor["schedule"]["anchor"] = stored["anchor"].clone();
+        if let Ok(spec) = PromptSpec::parse(&with_anchor, rules)
+            && spec.schedule().to_json() == *stored
+        {
+            return Ok(spec);
+        }
+    }
+    Ok(PromptSpec::parse(body, rules)?)
+}
+
+/// The calendars that a body seems to name: what they hold is looked up before it is parsed.
+pub(super) fn named_calendars(body: &Value) -> Vec<&str> {
+    let names = body
+        .get("exclusions")
+        .and_then(|exclusions| exclusions.get("calendars"));
+    names
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .filter(|name| CalendarName::parse(name).is_ok())
+        .take(CALENDARS_MAX)
+        .collect()
+}
+
+fn calendars(spec: &PromptSpec) -> Vec<&str> {
+    let names = spec.exclusions().calendars().iter();
+    names.map(CalendarName::as_str).collect()
 }
 
 fn webhook_urls(spec: &PromptSpec) -> Vec<&str> {

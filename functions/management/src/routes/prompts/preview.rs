@@ -1,16 +1,13 @@
 //! What a schedule and its policies would do, before anything is saved.
 
 use axum::{Json, extract::State};
-use serde_json::Value;
 use shared::{
     db::preview::{self, Basis},
-    exclusion::NO_HOLIDAYS,
-    fault::Fault,
     simulate::{self, PreviewBody, Request, Simulation},
 };
 use tokio::task::spawn_blocking;
 
-use super::change::rules;
+use super::change::{named_calendars, rules};
 use crate::{app::App, auth::Caller, command::Command, error::ApiError, query::Query};
 
 /// Preview a schedule
@@ -20,25 +17,17 @@ use crate::{app::App, auth::Caller, command::Command, error::ApiError, query::Qu
 /// cost, what EventBridge would be told, a description and warnings. Writes nothing.
 #[utoipa::path(
     post, path = "/v1/prompts/preview", tag = "prompts",
-    request_body(content = PreviewBody, examples(
-        ("slots" = (summary = "The next slots", value = json!({
-            "schedule": { "type": "cron", "expression": "30 1 * * *", "timezone": "Europe/London" },
-            "after": "2026-03-28T00:00:00Z",
-            "count": 3,
-        }))),
-        ("month" = (summary = "A month, with long runs and a price", value = json!({
-            "schedule": { "type": "cron", "expression": "0 * * * 1-5", "timezone": "Europe/London" },
-            "exclusions": { "dates": ["2026-12-25"] },
-            "overlap": "buffer_one",
-            "max_runs": 400,
-            "from": "2026-12-01T00:00:00Z",
-            "until": "2027-01-01T00:00:00Z",
-            "assumed_run_s": 4_000,
-            "model": "openai/gpt-5-mini",
-            "assumed_input_tokens": 800,
-            "assumed_output_tokens": 600,
-        }))),
-    )),
+    request_body(content = PreviewBody, example = json!({
+        "schedule": { "type": "cron", "expression": "30 1 * * *", "timezone": "Europe/London" },
+        "exclusions": { "weekdays": ["sat"], "dates": ["2026-04-03"] },
+        "overlap": "buffer_one",
+        "from": "2026-03-01T00:00:00Z",
+        "until": "2026-04-30T00:00:00Z",
+        "assumed_run_s": 120,
+        "model": "openai/gpt-5-mini",
+        "assumed_input_tokens": 800,
+        "assumed_output_tokens": 600,
+    })),
     responses((status = 200, description = "What would happen", body = Simulation))
 )]
 pub(super) async fn preview_schedule(
@@ -51,8 +40,8 @@ pub(super) async fn preview_schedule(
     let body = command.json()?;
     let prompt_id = Request::prompt_id(&body);
     let tx = app.db.tenant(caller.tenant_id()).await?;
-    let basis = preview::basis(&tx, prompt_id).await?;
-    let request = match read(&app, &body, basis)? {
+    let Basis { limits, past } = preview::basis(&tx, prompt_id, &named_calendars(&body)).await?;
+    let request = match Request::parse(&body, &rules(&app, &limits)?, past) {
         Ok(request) => request,
         Err(faults) => {
             tx.rollback().await?;
@@ -61,15 +50,10 @@ pub(super) async fn preview_schedule(
     };
     // A year of minutes takes longer than a worker may be held up.
     let mut simulation =
-        spawn_blocking(move || simulate::run(&request, &NO_HOLIDAYS, &app.catalog))
+        spawn_blocking(move || simulate::run(&request, &limits.holidays, &app.catalog))
             .await
             .map_err(ApiError::internal)?;
     let others = preview::conflicts(tx, &simulation.conflict_slots(), prompt_id).await?;
     simulation.tell_conflicts(&others);
     Ok(Json(simulation))
-}
-
-fn read(app: &App, body: &Value, basis: Basis) -> Result<Result<Request, Vec<Fault>>, ApiError> {
-    let rules = rules(app, &basis.limits)?;
-    Ok(Request::parse(body, &rules, basis.past))
 }
