@@ -172,7 +172,7 @@ pub struct PromptSpec {
     /// it is skipped.
     #[schema(minimum = 1, maximum = 20, default = 3)]
     overlap_runs_max: u32,
-    /// How long a missed slot stays worth running, in seconds.
+    /// How long a missed slot stays worth running, in seconds from the end of its jitter.
     #[schema(minimum = 0, maximum = 604_800, default = 900)]
     catchup_window_s: u32,
     #[schema(inline)]

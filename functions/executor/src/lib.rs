@@ -3,8 +3,12 @@
 //! A wake-up carries no truth. What it names is looked at under a lock, and what is not due, or is
 //! held by somebody else, is left alone. No transaction spans a call to the outside.
 
-use std::time::Duration;
+use std::{
+    panic::{AssertUnwindSafe, resume_unwind},
+    time::Duration,
+};
 
+use futures_util::FutureExt;
 use lettre::message::Mailbox;
 use shared::{
     db::{Db, DbError, looks},
@@ -49,13 +53,13 @@ impl Executor {
     /// When the database does not answer. Nothing is lost: what was claimed comes back when its
     /// lease ends, and the sweeper finds the rest.
     pub async fn handle(&self, wake_up: WakeUp) -> Result<(), DbError> {
-        let looked = self.look(wake_up).await;
-        if looked.is_err()
+        let looked = AssertUnwindSafe(self.look(wake_up)).catch_unwind().await;
+        if !matches!(looked, Ok(Ok(())))
             && let Err(error) = self.put_off(wake_up).await
         {
             warn!(%error, "failed look not put off; the next sweep finds it again");
         }
-        looked
+        looked.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     async fn look(&self, wake_up: WakeUp) -> Result<(), DbError> {

@@ -35,7 +35,9 @@ pub struct RunSummary {
     pub trigger: RunTrigger,
     /// Where it stands.
     pub status: RunStatus,
-    /// Why it was skipped, missed, cancelled or failed: a stable word.
+    /// Why it was skipped, missed, cancelled or failed: a stable word. Skipped: `overlap`, `replaced`,
+    /// `max_runs`, `paused`, `rescheduled`, `prompt_cancelled`, `prompt_deleted`. Missed: `too_late`,
+    /// `misfire_skip`, `superseded`, `too_many`.
     #[schema(required)]
     pub reason: Option<String>,
     /// Of a skipped slot: the run that was in its way (`overlap`) or took its place (`replaced`). It may
