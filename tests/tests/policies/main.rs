@@ -33,7 +33,7 @@ use crate::{
 const LIVES: u64 = 10_400;
 
 /// Lives over PostgreSQL.
-const LIVES_IN_DATABASE: u64 = 200;
+const LIVES_IN_DATABASE: u64 = 120;
 
 /// Steps of time in each.
 const TICKS: u64 = 40;
