@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::secret::Secret;
+use crate::{price::Catalog, seal::Sealer, secret::Secret};
 
 /// Where an installation stands. It is part of every API key, so that a key of one is refused by
 /// the others.
@@ -72,7 +72,7 @@ impl<'a> Reader<'a> {
     ) -> Option<T> {
         let value = self.optional(name, parse);
         if (self.look_up)(name).is_none_or(|text| text.is_empty()) {
-            self.faults.push(format!("{name} is not set"));
+            self.refuse(format!("{name} is not set"));
         }
         value
     }
@@ -87,10 +87,23 @@ impl<'a> Reader<'a> {
         match parse(&text) {
             Ok(value) => Some(value),
             Err(fault) => {
-                self.faults.push(format!("{name} {fault}"));
+                self.refuse(format!("{name} {fault}"));
                 None
             }
         }
+    }
+
+    /// Tells a fault that shows in more than one variable. The same one is told once.
+    pub fn refuse(&mut self, fault: String) {
+        if !self.faults.contains(&fault) {
+            self.faults.push(fault);
+        }
+    }
+
+    /// A variable as it stands, for a reader that judges it itself.
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<String> {
+        (self.look_up)(name)
     }
 
     /// The whole, when nothing was missing or bad.
@@ -119,6 +132,36 @@ pub fn database_url(text: &str) -> Result<Secret, String> {
     text.parse::<tokio_postgres::Config>()
         .map(|_| Secret::new(text))
         .map_err(|_| "cannot be read; give postgresql://user:password@host/database".to_owned())
+}
+
+/// Takes the key that seals tenants' secrets, for [`Reader::required`].
+///
+/// # Errors
+/// When it is not the base64 of 32 bytes.
+pub fn sealing_key(text: &str) -> Result<Sealer, String> {
+    Sealer::from_base64(text).map_err(|_| "must be the base64 of 32 bytes".to_owned())
+}
+
+/// Takes the models beyond the shipped price list, for [`Reader::optional`].
+///
+/// # Errors
+/// What is wrong with each that is.
+pub fn models(text: &str) -> Result<Catalog, String> {
+    Catalog::with_extra(text).map_err(|faults| {
+        let details: Vec<_> = faults.into_iter().map(|fault| fault.detail).collect();
+        format!("cannot be read: {}", details.join(", "))
+    })
+}
+
+/// Takes a count from 1 to `most`, for [`Reader::optional`].
+///
+/// # Errors
+/// A sentence that gives the range.
+pub fn count(most: usize) -> impl FnOnce(&str) -> Result<usize, String> {
+    move |text| {
+        let count = text.parse().ok().filter(|count| (1..=most).contains(count));
+        count.ok_or_else(|| format!("must be a whole number from 1 to {most}"))
+    }
 }
 
 /// Every variable that is missing or bad, in one line.
@@ -162,8 +205,7 @@ mod tests {
         let error = reader.finish(Some(())).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "configuration: WORD must be a number; EMPTY is not set; ABSENT is not set; \
-             WORD must be a number"
+            "configuration: WORD must be a number; EMPTY is not set; ABSENT is not set"
         );
     }
 
@@ -179,6 +221,14 @@ mod tests {
         assert!(database_url("postgresql://app:hunter2@db.example/carillon").is_ok());
         let fault = database_url("postgresql://app:hunter2@db.example:port/x").unwrap_err();
         assert!(!fault.contains("hunter2"));
+    }
+
+    #[test]
+    fn a_count_has_bounds() {
+        assert_eq!(count(10)("10"), Ok(10));
+        for text in ["0", "11", "-1", "ten", ""] {
+            assert!(count(10)(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -24,6 +24,9 @@ macro_rules! id {
                 Self(Uuid::now_v7())
             }
 
+            /// Sorts before every identifier, and is none: where a walk over all of them begins.
+            pub const BEFORE_ALL: Self = Self(Uuid::nil());
+
             /// The value as Postgres stores it.
             #[must_use]
             pub fn uuid(self) -> Uuid {

@@ -5,6 +5,7 @@
 //! statement.
 
 pub mod api_key;
+pub mod aws;
 pub mod backoff;
 pub mod calendar;
 pub mod db;
@@ -23,6 +24,7 @@ pub mod prompt;
 pub mod queue;
 pub mod run;
 pub mod schedule;
+pub mod scheduler;
 pub mod seal;
 pub mod secret;
 pub mod simulate;

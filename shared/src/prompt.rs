@@ -24,7 +24,7 @@ use crate::{
     model::{ModelName, ModelSettings},
     outbound,
     price::Catalog,
-    schedule::{Form, Schedule, ScheduleType},
+    schedule::{Form, Schedule, ScheduleType, eventbridge},
     template::TEXT_BYTES_MAX,
 };
 
@@ -340,6 +340,18 @@ impl PromptSpec {
     #[must_use]
     pub fn jitter_minutes(&self) -> u32 {
         self.jitter_minutes
+    }
+
+    /// What EventBridge Scheduler is told: the schedule's entries, each with the jitter as its flexible
+    /// window. They know of no exclusions.
+    #[must_use]
+    pub fn eventbridge(&self) -> Vec<eventbridge::Entry> {
+        let window = Some(self.jitter_minutes).filter(|minutes| *minutes > 0);
+        let mut entries = self.schedule.eventbridge();
+        for entry in &mut entries {
+            entry.flexible_window_minutes = window;
+        }
+        entries
     }
 
     /// The first slot after `after` that no exclusion takes. `None` as well where exclusions take

@@ -240,7 +240,8 @@ pub struct JitterTold {
     /// By less than this.
     #[schema(minimum = 1, maximum = 60)]
     pub minutes: u32,
-    /// By how much exactly; null for a prompt that is yet to be made, whose id decides.
+    /// By how much at the most; null for a prompt that is yet to be made, whose id decides. An entry
+    /// of EventBridge Scheduler may fire earlier in its window.
     #[schema(required, minimum = 0, maximum = 3_599)]
     pub delay_s: Option<i64>,
 }
@@ -293,7 +294,7 @@ pub fn run(request: &Request, holidays: &Holidays, catalog: &Catalog) -> Simulat
         run_s_from,
         jitter: jitter_of(request),
         conflicts: Vec::new(),
-        eventbridge: schedule.eventbridge(),
+        eventbridge: request.spec.eventbridge(),
         description: request.spec.describe(),
         warnings,
     }

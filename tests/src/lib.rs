@@ -4,6 +4,8 @@
 //! runs where.
 
 pub mod peers;
+pub mod rehearsal;
+pub mod scripted;
 pub mod stage;
 pub mod tap;
 pub mod worker;
@@ -94,12 +96,20 @@ pub async fn connect(url: &str) -> Result<Client> {
 /// # Errors
 /// When it is not beside the test's own folder.
 pub fn carillon_program() -> Result<PathBuf> {
+    program("carillon")
+}
+
+/// A program of this workspace that was built with the tests.
+///
+/// # Errors
+/// When it is not beside the test's own folder.
+pub fn program(name: &str) -> Result<PathBuf> {
     let test = env::current_exe()?;
     let folder = test
         .ancestors()
         .nth(2)
         .context("the test lies in no target folder")?;
-    let program = folder.join("carillon");
+    let program = folder.join(name);
     anyhow::ensure!(
         program.is_file(),
         "{} is missing; run `cargo build --workspace` first",

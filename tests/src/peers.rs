@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -26,6 +26,11 @@ const READY_POLL: Duration = Duration::from_millis(50);
 const LOG_LINES_SHOWN: usize = 20;
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 
+/// The region of the emulated AWS.
+pub const AWS_REGION: &str = "eu-central-1";
+/// The account of the emulated AWS.
+pub const AWS_ACCOUNT: &str = "123456789012";
+
 /// A server of the testbed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
@@ -37,6 +42,10 @@ pub enum Peer {
     Smtp,
     /// A receiver that verifies signed webhooks: `peers/webhook_receiver.py`.
     Webhook,
+    /// AWS, which fires schedules and runs functions; it validates little.
+    Ministack,
+    /// A second opinion on AWS.
+    Moto,
 }
 
 /// A running peer, and the environment variables that say where it is.
@@ -50,7 +59,14 @@ pub struct Running {
 
 impl Peer {
     /// Every peer.
-    pub const ALL: [Self; 4] = [Self::Aimock, Self::Litellm, Self::Smtp, Self::Webhook];
+    pub const ALL: [Self; 6] = [
+        Self::Aimock,
+        Self::Litellm,
+        Self::Smtp,
+        Self::Webhook,
+        Self::Ministack,
+        Self::Moto,
+    ];
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
@@ -59,6 +75,8 @@ impl Peer {
             Self::Litellm => "litellm",
             Self::Smtp => "smtp",
             Self::Webhook => "webhook",
+            Self::Ministack => "ministack",
+            Self::Moto => "moto",
         }
     }
 
@@ -76,8 +94,7 @@ impl Peer {
             .args(arguments)
             .stdout(Stdio::from(log.try_clone()?))
             .stderr(log);
-        // No provider is called: litellm would otherwise ask the network for its price list.
-        command.env("LITELLM_LOCAL_MODEL_COST_MAP", "True");
+        self.configure(&mut command, folder, port);
         let mut child = child::spawn(command, STOP_STEPS)?;
         if let Err(error) = wait_until_ready(&mut child, port) {
             let said = std::fs::read_to_string(&log_path).unwrap_or_default();
@@ -86,6 +103,29 @@ impl Peer {
             bail!("{} {error}; its log ends:\n{last}", self.name());
         }
         Ok(Running { variables, child })
+    }
+
+    /// What a peer takes from its environment alone.
+    fn configure(self, command: &mut Command, folder: &Path, port: u16) {
+        match self {
+            // No provider is called: it would otherwise ask the network for its price list.
+            Self::Litellm => {
+                command.env("LITELLM_LOCAL_MODEL_COST_MAP", "True");
+            }
+            Self::Ministack => {
+                command
+                    .env("BIND_HOST", "127.0.0.1")
+                    .env("GATEWAY_PORT", port.to_string())
+                    .env("MINISTACK_REGION", AWS_REGION)
+                    .env("MINISTACK_ACCOUNT_ID", AWS_ACCOUNT)
+                    .env("LAMBDA_EXECUTOR", "local")
+                    .env("TMPDIR", folder);
+            }
+            Self::Moto => {
+                command.env("MOTO_ACCOUNT_ID", AWS_ACCOUNT);
+            }
+            Self::Aimock | Self::Smtp | Self::Webhook => {}
+        }
     }
 
     fn launch(self, folder: &Path, port: u16) -> Result<Launch> {
@@ -132,6 +172,16 @@ impl Peer {
                     variables,
                 )
             }
+            Self::Ministack => {
+                let variables = vec![("CARILLON_TEST_MINISTACK_URL", url)];
+                (installed("CARILLON_TEST_MINISTACK")?, Vec::new(), variables)
+            }
+            Self::Moto => {
+                let arguments = ["-H", "127.0.0.1", "-p", &port];
+                let arguments = arguments.map(str::to_owned).to_vec();
+                let variables = vec![("CARILLON_TEST_MOTO_URL", url)];
+                (installed("CARILLON_TEST_MOTO")?, arguments, variables)
+            }
         })
     }
 }
@@ -173,6 +223,22 @@ pub fn smtp() -> (String, PathBuf) {
 /// When the test does not run in a testbed with it.
 pub fn webhook_url() -> String {
     required("CARILLON_TEST_WEBHOOK_URL")
+}
+
+/// Where ministack answers as AWS, of [`AWS_REGION`] and [`AWS_ACCOUNT`].
+///
+/// # Panics
+/// When the test does not run in a testbed with it.
+pub fn ministack_url() -> String {
+    required("CARILLON_TEST_MINISTACK_URL")
+}
+
+/// Where moto answers as AWS, of [`AWS_ACCOUNT`].
+///
+/// # Panics
+/// When the test does not run in a testbed with it.
+pub fn moto_url() -> String {
+    required("CARILLON_TEST_MOTO_URL")
 }
 
 /// Makes aimock answer a user message that contains `marker` with 429 and `Retry-After` the first
@@ -264,7 +330,7 @@ pub async fn webhook_journal(path: &str) -> Result<Vec<Value>> {
 /// When Python cannot read it.
 pub async fn read_mail(file: &Path) -> Result<Value> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/read_mail.py");
-    let mut command = std::process::Command::new(installed("CARILLON_TEST_PYTHON")?);
+    let mut command = Command::new(installed("CARILLON_TEST_PYTHON")?);
     command.arg(script).arg(file);
     let reading = tokio::task::spawn_blocking(move || command.output());
     let output = tokio::time::timeout(CALL_LIMIT, reading).await???;

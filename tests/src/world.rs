@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
@@ -21,6 +22,7 @@ use shared::db::{
     deliveries::{self, DeliveryClaim, LockedDelivery},
     idempotency, prompts,
     runs::{self, Claim, LockedRun},
+    sync::{self, Claimed, Settled},
 };
 use shared::exclusion::CalendarName;
 use shared::ids::{
@@ -37,6 +39,8 @@ use crate::worker::{LONG_MS, Looked, enqueue, fire, resume, settle, settle_as, s
 pub const HOOK: &str = "https://hooks.example/gone";
 /// An `Idempotency-Key` of both tenants.
 pub const KEY: &str = "the same key";
+/// Longer than any test takes to apply a prompt.
+pub const APPLY_LEASE: Duration = Duration::from_secs(600);
 /// The name of a calendar of both tenants.
 pub const CALENDAR: &str = "holidays";
 /// The hash of any request, and of any API key.
@@ -66,6 +70,10 @@ pub struct Side {
     pub waiting: DeliveryId,
     /// The run of it.
     pub generated: RunId,
+    /// The right to apply the prompt that is due.
+    pub applying: sync::Claim,
+    /// A prompt that the scheduler follows.
+    pub followed: PromptId,
     /// A calendar that [`Side::excluding`] names.
     pub calendar: CalendarId,
     /// A prompt that is not due on that calendar's days.
@@ -173,9 +181,15 @@ async fn side(stage: &Stage, name: &str) -> Side {
     settle(db, &sent[1], DeliveryStatus::Retrying)
         .await
         .unwrap();
+    let applying = applying(db, tenant, due).await;
+    let applied = self::applying(db, tenant, other).await;
+    let tx = stage.tx(tenant.id).await.unwrap();
+    assert_eq!(sync::settle(tx, &applied).await.unwrap(), Settled::Synced);
     let (calendar, excluding) = excluding_prompt(stage, tenant).await;
     let backfill = backfill(stage, tenant, excluding).await;
     Side {
+        applying,
+        followed: other,
         tenant,
         email,
         key,
@@ -190,6 +204,14 @@ async fn side(stage: &Stage, name: &str) -> Side {
         calendar,
         excluding,
         backfill,
+    }
+}
+
+async fn applying(db: &Db, tenant: Tenant, prompt: PromptId) -> sync::Claim {
+    let tx = db.tenant(tenant.id).await.unwrap();
+    match sync::claim(tx, prompt, APPLY_LEASE).await.unwrap() {
+        Claimed::Ours(claim) => *claim,
+        other @ (Claimed::Not(_) | Claimed::NoSuchPrompt) => panic!("{other:?}"),
     }
 }
 
@@ -325,7 +347,7 @@ pub fn kept_answer() -> idempotency::Answer {
 pub async fn tenant_tables(admin: &Client) -> Vec<(String, &'static str)> {
     let sql = "SELECT relname::text FROM pg_class
                 WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
-                  AND relname <> 'refinery_schema_history' ORDER BY 1";
+                  AND relname NOT IN ('refinery_schema_history', 'drift_cursor') ORDER BY 1";
     let rows = admin.query(sql, &[]).await.unwrap();
     rows.iter()
         .map(|row| row.get::<_, String>(0))

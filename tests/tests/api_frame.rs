@@ -27,6 +27,7 @@ use shared::{
     outbound::Policy,
     price::Catalog,
     queue::Queue,
+    scheduler::Scheduler,
     seal::{Purpose, Sealer},
     secret::Secret,
 };
@@ -87,6 +88,7 @@ impl Api {
         let app = App::new(AppParts {
             db,
             queue,
+            scheduler: Scheduler::Local,
             sealer: Sealer::from_base64(SEALING_KEY).unwrap(),
             catalog: Catalog::shipped(),
             outbound: Policy::PUBLIC,

@@ -23,6 +23,7 @@ use shared::ids::{BackfillId, CalendarId, PromptId, RunId};
 use shared::message::WakeUp;
 use shared::outbound::Policy;
 use shared::price::Catalog;
+use shared::queue::Queue;
 use shared::seal::Sealer;
 use tests::stage::{Stage, Tenant, prompt, spec, tenant};
 use tests::worker::{LONG_MS, Looked, fire, resume, succeed};
@@ -268,7 +269,7 @@ async fn what_a_backfill_leaves_goes_with_its_runs() {
     let (new, _) = scene.backfill(prompt, 2, 1).await;
     let expire = async || {
         let tx = scene.stage.tx(scene.tenant.id).await.unwrap();
-        retention::expire(tx, 10).await.unwrap()
+        retention::expire(tx, 10, false).await.unwrap()
     };
     let end = "UPDATE scheduled_prompt_runs SET completed_at = now() - interval '400 days'
                 WHERE completed_at IS NOT NULL";
@@ -295,6 +296,7 @@ fn executor(scene: &Scene, folder: &std::path::Path) -> Executor {
     };
     Executor {
         db: scene.stage.db.clone(),
+        queue: Queue::local(1).0,
         models: Models::new(providers, executor::model::client().unwrap()),
         sender: Sender::new(
             Mailer::Directory {

@@ -21,7 +21,7 @@ const REFERENCE: &str = "
         USING (tenant_id = (SELECT nullif(current_setting('app.current_tenant_id', true), '')::uuid));
     CREATE POLICY by_id ON wall_reference AS RESTRICTIVE
         USING (id = (SELECT nullif(current_setting('app.current_tenant_id', true), '')::uuid));
-    CREATE TEMP VIEW ours AS
+    CREATE TEMP VIEW everything AS
         SELECT c.oid, c.oid::regclass::text AS name, c.relkind, c.relrowsecurity, c.relforcerowsecurity,
                CASE c.relname WHEN 'tenants' THEN 'id' ELSE 'tenant_id' END AS tenant_column
           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -29,39 +29,50 @@ const REFERENCE: &str = "
            AND n.nspname !~ '^pg_(temp|toast_temp)_'
            AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
            AND c.oid::regclass::text <> 'refinery_schema_history';
+    -- What is no tenant's has a rule of its own.
+    CREATE TEMP VIEW ours AS SELECT * FROM everything WHERE name <> 'drift_cursor';
     CREATE TEMP VIEW tenant_columns AS
         SELECT o.*, a.attnum, a.attnotnull AND a.atttypid = 'uuid'::regtype AS is_sound
           FROM ours o LEFT JOIN pg_attribute a
             ON a.attrelid = o.oid AND a.attname = o.tenant_column AND NOT a.attisdropped";
 
 /// Functions that see more than one tenant, and nothing else does.
-const LOOK_ACROSS: [&str; 5] = [
+const LOOK_ACROSS: [&str; 11] = [
+    "system_drift_cursor()",
     "system_due_deliveries(integer)",
     "system_due_prompts(integer)",
     "system_due_runs(integer)",
+    "system_entries_of(uuid[])",
     "system_find_api_key(uuid)",
+    "system_move_drift_cursor(text,uuid,uuid)",
+    "system_prompts_with_entries(uuid,integer)",
     "system_tenants(uuid,integer)",
+    "system_unsynced_prompts(uuid[],integer)",
+    "system_unsynced_tenants(uuid,integer)",
 ];
 
 /// Indexes that those functions need, because they do not know the tenant.
-const INDEXES_ACROSS: [&str; 4] = [
+const INDEXES_ACROSS: [&str; 5] = [
     "api_keys_system",
     "deliveries_system_due",
     "scheduled_prompt_runs_system_due",
     "scheduled_prompts_system_due",
+    "scheduled_prompts_system_entries",
 ];
 
 /// All that the owner of those functions may do.
-const DEFINER_MAY: [&str; 6] = [
+const DEFINER_MAY: [&str; 8] = [
     "SELECT on api_keys",
     "SELECT on deliveries",
+    "SELECT on drift_cursor",
     "SELECT on scheduled_prompt_runs",
     "SELECT on scheduled_prompts",
     "SELECT on tenants",
     "UPDATE on api_keys.last_used_at",
+    "UPDATE on drift_cursor",
 ];
 
-const RULES: [Rule; 24] = [
+const RULES: [Rule; 25] = [
     Rule {
         about: "has no row-level security",
         sql: "SELECT name FROM ours WHERE NOT relrowsecurity AND relkind IN ('r', 'p')",
@@ -126,6 +137,21 @@ const RULES: [Rule; 24] = [
                WHERE k.conkey[1] IS DISTINCT FROM t.attnum OR k.confkey[1] IS DISTINCT FROM target.attnum",
     },
     Rule {
+        about: "is no tenant's and open to others than the system functions",
+        sql: "SELECT c.relname FROM pg_class c
+               WHERE c.oid = 'public.drift_cursor'::regclass
+                 AND (NOT c.relrowsecurity OR NOT c.relforcerowsecurity
+                      OR c.relowner <> 'carillon_owner'::regrole
+                      OR EXISTS (SELECT FROM pg_attribute a
+                                  WHERE a.attrelid = c.oid AND a.attnum > 0
+                                    AND a.attname NOT IN ('only_row', 'list_token', 'prompt_after',
+                                                          'tenant_after', 'updated_at'))
+                      OR EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid
+                                    AND p.polroles <> ARRAY['carillon_definer'::regrole::oid])
+                      OR EXISTS (SELECT FROM aclexplode(c.relacl) a
+                                  WHERE a.grantee NOT IN ('carillon_definer'::regrole, c.relowner)))",
+    },
+    Rule {
         about: "runs with its owner's rights and is not on the list",
         sql: "SELECT f.oid::regprocedure::text FROM pg_proc f
                 JOIN pg_namespace n ON n.oid = f.pronamespace AND n.nspname NOT IN ('pg_catalog', 'information_schema')
@@ -158,9 +184,9 @@ const RULES: [Rule; 24] = [
     },
     Rule {
         about: "has no comment",
-        sql: "SELECT name FROM ours WHERE obj_description(oid, 'pg_class') IS NULL
+        sql: "SELECT name FROM everything WHERE obj_description(oid, 'pg_class') IS NULL
               UNION ALL
-              SELECT o.name || '.' || a.attname FROM ours o
+              SELECT o.name || '.' || a.attname FROM everything o
                 JOIN pg_attribute a ON a.attrelid = o.oid AND a.attnum > 0 AND NOT a.attisdropped
                WHERE col_description(o.oid, a.attnum) IS NULL
               UNION ALL
@@ -244,7 +270,7 @@ const RULES: [Rule; 24] = [
 ];
 
 /// What breaks a rule, and how the rule names it.
-const BREAKS: [(&str, &str); 44] = [
+const BREAKS: [(&str, &str); 48] = [
     (
         "CREATE TABLE bare (tenant_id uuid NOT NULL)",
         "bare has no row-level security",
@@ -367,6 +393,22 @@ const BREAKS: [(&str, &str); 44] = [
         "CREATE UNIQUE INDEX swapped ON users (id, tenant_id);
          ALTER TABLE api_keys ADD CONSTRAINT owner FOREIGN KEY (user_id, tenant_id) REFERENCES users (id, tenant_id)",
         "api_keys.owner is a foreign key that does not begin with the tenant",
+    ),
+    (
+        "GRANT SELECT ON drift_cursor TO carillon_app",
+        "drift_cursor is no tenant's and open to others",
+    ),
+    (
+        "ALTER TABLE drift_cursor NO FORCE ROW LEVEL SECURITY",
+        "drift_cursor is no tenant's and open to others",
+    ),
+    (
+        "ALTER POLICY system_only ON drift_cursor TO carillon_definer, carillon_app",
+        "drift_cursor is no tenant's and open to others",
+    ),
+    (
+        "ALTER TABLE drift_cursor ADD prompt_text text",
+        "drift_cursor is no tenant's and open to others",
     ),
     (
         "CREATE FUNCTION peek() RETURNS bigint LANGUAGE sql SECURITY DEFINER AS 'SELECT count(*) FROM users'",

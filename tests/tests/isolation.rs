@@ -26,9 +26,10 @@ use shared::db::{
     prompts::{self, NewPrompt, NewSpec, NewStatus, Order, PromptStatus, Sort},
     retention,
     runs::{self, AfterFailure, Changed, Enqueue, FailureWriting, Writing},
-    system,
+    sync::{self, Claimed, Settled},
+    system::{self, EntryOwner},
     tenants::{self, Changes, NewTenant, TenantStatus},
-    versions,
+    versions, wake_ups,
 };
 use shared::exclusion::{CalendarName, Holidays};
 use shared::ids::{ApiKeyId, CalendarId, PromptId, RunId, TenantId, UserId};
@@ -40,8 +41,8 @@ use tests::stage::{self, config, role_url, spec};
 use tests::tap::Tap;
 use tests::worker::{LONG_MS, answer, failure, intent, plan, settled};
 use tests::world::{
-    CALENDAR, HASH, HOOK, World, a_backfill, calendar_name, christmas, event, kept_answer,
-    make_expirable, new_key, public_functions, tenant_tables,
+    APPLY_LEASE, CALENDAR, HASH, HOOK, World, a_backfill, calendar_name, christmas, event,
+    kept_answer, make_expirable, new_key, public_functions, tenant_tables,
 };
 use tests::{connect, database_url};
 use tokio_postgres::{Client, error::SqlState};
@@ -87,7 +88,7 @@ async fn no_function_reaches_another_tenant() {
 
     // B's rows were there to be changed: the same calls by B itself do it.
     let b = world.stage.tx(world.b.tenant.id).await.unwrap();
-    let expired = retention::expire(b, 10).await.unwrap();
+    let expired = retention::expire(b, 10, false).await.unwrap();
     assert_eq!(
         (
             expired.runs,
@@ -112,6 +113,8 @@ async fn no_function_reaches_another_tenant() {
     );
     assert!(prompts::tombstone(&b, world.b.due).await.unwrap());
     b.commit().await.unwrap();
+    let b = world.stage.tx(world.b.tenant.id).await.unwrap();
+    assert!(sync::mark_drifted(b, world.b.followed).await.unwrap());
 }
 
 /// Calls one function as A with what belongs to B, and checks what it says.
@@ -136,12 +139,18 @@ async fn case(function: &str, world: &World) {
             "enqueue" | "cancel" | "cancel_queued" | "retry" => {
                 run_request_case(name, world).await;
             }
-            "lock_due" | "write_plan" | "lock" | "claim" | "defer" | "skip" => {
+            "lock_due" | "write_plan" | "lock" | "claim" | "defer" | "skip" | "take_over" => {
                 run_claim_case(name, world).await;
             }
             _ => run_record_case(name, world).await,
         },
-        "system" => system_case(name, world).await,
+        "sync" => sync_case(name, world).await,
+        "system" => match name {
+            "find_api_key" | "due_prompts" | "due_runs" | "due_deliveries" | "tenants" => {
+                system_case(name, world).await;
+            }
+            _ => drift_case(name, world).await,
+        },
         "tenants" => tenant_case(name, world).await,
         "versions" => version_case(name, world).await,
         _ => other_case(function, world).await,
@@ -557,6 +566,7 @@ async fn prompt_write_case(name: &str, world: &World) {
                 version: 1,
                 spec: &spec,
                 next_run_at: Some(None),
+                reschedules: true,
                 webhook_urls: &[HOOK],
                 calendars: Some(&[CALENDAR]),
             };
@@ -635,6 +645,12 @@ async fn run_claim_case(name: &str, world: &World) {
             runs::skip(world.a().await, &locked, "max_runs")
                 .await
                 .unwrap();
+        }
+        "take_over" => {
+            let locked = world.run_of_b().await;
+            let tx = world.a().await;
+            stale(runs::take_over(&tx, &locked).await);
+            tx.commit().await.unwrap();
         }
         _ => no_case("runs", name),
     }
@@ -759,6 +775,75 @@ async fn system_case(name: &str, world: &World) {
     }
 }
 
+async fn drift_case(name: &str, world: &World) {
+    let (db, b) = (world.db(), &world.b);
+    let (tenant_id, of_b) = (b.tenant.id, (b.tenant.id, b.followed));
+    match name {
+        "unsynced_tenants" => {
+            let found = system::unsynced_tenants(db, world.a.tenant.id, 10).await;
+            assert_eq!(found.unwrap(), [tenant_id]);
+        }
+        "unsynced_prompts" => {
+            // Changes of A are all that is asked for.
+            let a = world.a.tenant.id;
+            let found = system::unsynced_prompts(db, &[a], 100).await.unwrap();
+            assert!(found.iter().all(|(tenant, _)| *tenant == a), "{found:?}");
+        }
+        "prompts_with_entries" => {
+            let found = system::prompts_with_entries(db, PromptId::BEFORE_ALL, 100).await;
+            assert!(found.unwrap().contains(&of_b));
+        }
+        "entries_of" => {
+            let found = system::entries_of(db, &[b.followed]).await.unwrap();
+            let expected = EntryOwner {
+                tenant_id,
+                prompt_id: b.followed,
+                is_manual: false,
+                is_active: true,
+            };
+            assert_eq!(found, [expected]);
+        }
+        "drift_cursor" | "move_drift_cursor" => {
+            let mut cursor = system::drift_cursor(db).await.unwrap();
+            cursor.list_token = Some("next".to_owned());
+            system::move_drift_cursor(db, &cursor).await.unwrap();
+            assert_eq!(system::drift_cursor(db).await.unwrap(), cursor);
+        }
+        _ => no_case("system", name),
+    }
+}
+
+async fn sync_case(name: &str, world: &World) {
+    let (tx, b) = (world.a().await, &world.b);
+    match name {
+        "claim" => {
+            let claimed = sync::claim(tx, b.due, APPLY_LEASE).await.unwrap();
+            assert!(matches!(claimed, Claimed::NoSuchPrompt), "{claimed:?}");
+        }
+        "settle" => {
+            // As for one that was overtaken: there is no row of that fence.
+            let settled = sync::settle(tx, &b.applying).await.unwrap();
+            assert_eq!(settled, Settled::Again);
+        }
+        "fail" => {
+            let failure = sync::Failure {
+                error: "taken over".to_owned(),
+                retry_in: Duration::ZERO,
+                is_refused: true,
+                outcome_unknown: false,
+            };
+            sync::fail(tx, &b.applying, &failure).await.unwrap();
+        }
+        "synced" => assert!(sync::synced(tx, b.followed).await.unwrap().is_none()),
+        "mark_drifted" => assert!(!sync::mark_drifted(tx, b.followed).await.unwrap()),
+        "mark_stale" => {
+            assert!(!sync::mark_stale(&tx, b.followed, 99).await.unwrap());
+            tx.commit().await.unwrap();
+        }
+        _ => no_case("sync", name),
+    }
+}
+
 async fn tenant_case(name: &str, world: &World) {
     let tx = world.a().await;
     match name {
@@ -836,13 +921,35 @@ async fn other_case(function: &str, world: &World) {
             assert_eq!(tx.tenant(), world.a.tenant.id);
         }
         "retention::expire" => {
-            let expired = retention::expire(world.a().await, 100).await.unwrap();
+            let expired = retention::expire(world.a().await, 100, false)
+                .await
+                .unwrap();
             assert_eq!(expired, retention::Expired::default());
         }
         // The operator's, for a process that is gone: it works on all tenants, and gives nothing.
         "takeover::end_leases" => {}
         "tenant_tx::commit" => world.a().await.commit().await.unwrap(),
         "tenant_tx::rollback" => world.a().await.rollback().await.unwrap(),
+        "wake_ups::is_known" => {
+            let (tenant_id, b) = (world.a.tenant.id, &world.b);
+            for wake_up in [
+                WakeUp::Prompt {
+                    tenant_id,
+                    prompt_id: b.due,
+                },
+                WakeUp::Run {
+                    tenant_id,
+                    run_id: b.queued,
+                },
+                WakeUp::Delivery {
+                    tenant_id,
+                    delivery_id: b.waiting,
+                },
+            ] {
+                let known = wake_ups::is_known(world.a().await, wake_up).await.unwrap();
+                assert!(!known, "{wake_up:?}");
+            }
+        }
         _ => {
             let (module, name) = function.split_once("::").unwrap();
             no_case(module, name)

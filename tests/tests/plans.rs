@@ -24,8 +24,9 @@ use shared::db::{
     prompts::{self, NewSpec, NewStatus, Order, PromptStatus, Sort},
     retention,
     runs::{self, AfterFailure, Changed},
-    system, tenants, versions,
+    sync, system, tenants, versions, wake_ups,
 };
+use shared::ids::{PromptId, TenantId};
 use shared::message::WakeUp;
 use shared::run::RunStatus;
 use shared::secret::Secret;
@@ -139,6 +140,7 @@ async fn call_the_rest(world: &World) {
     change_prompts(world).await;
     change_calendars(world).await;
     change_runs(world).await;
+    follow(world).await;
     let (stage, a) = (&world.stage, &world.a);
     let tx = stage.tx(a.tenant.id).await.unwrap();
     deliveries::redeliver(&tx, a.exhausted).await.unwrap();
@@ -173,7 +175,7 @@ async fn call_the_rest(world: &World) {
         looks::put_off(tx, wake_up).await.unwrap();
     }
     let tx = stage.tx(world.b.tenant.id).await.unwrap();
-    retention::expire(tx, 10).await.unwrap();
+    retention::expire(tx, 10, true).await.unwrap();
     health::latency(&stage.db).await.unwrap();
 }
 
@@ -254,6 +256,34 @@ async fn read_everything(world: &World) {
     system::due_deliveries(&stage.db, 10).await.unwrap();
 }
 
+/// What makes the scheduler's entries follow the rows.
+async fn follow(world: &World) {
+    let (stage, a) = (&world.stage, &world.a);
+    let tx = async || stage.tx(a.tenant.id).await.unwrap();
+    let failure = sync::Failure {
+        error: "no".to_owned(),
+        retry_in: Duration::ZERO,
+        is_refused: false,
+        outcome_unknown: false,
+    };
+    sync::fail(tx().await, &a.applying, &failure).await.unwrap();
+    sync::synced(tx().await, a.followed).await.unwrap();
+    let stale = tx().await;
+    assert!(sync::mark_stale(&stale, a.followed, 99).await.unwrap());
+    stale.commit().await.unwrap();
+    sync::mark_drifted(tx().await, a.followed).await.unwrap();
+    let tenants = system::unsynced_tenants(&stage.db, TenantId::BEFORE_ALL, 10).await;
+    system::unsynced_prompts(&stage.db, &tenants.unwrap(), 10)
+        .await
+        .unwrap();
+    system::prompts_with_entries(&stage.db, PromptId::BEFORE_ALL, 10)
+        .await
+        .unwrap();
+    system::entries_of(&stage.db, &[a.followed]).await.unwrap();
+    let cursor = system::drift_cursor(&stage.db).await.unwrap();
+    system::move_drift_cursor(&stage.db, &cursor).await.unwrap();
+}
+
 async fn change_prompts(world: &World) {
     let (stage, tenant) = (&world.stage, world.a.tenant);
     let id = due_prompt(&stage.db, tenant, &json!({})).await;
@@ -274,6 +304,7 @@ async fn change_prompts(world: &World) {
         version: 1,
         spec: &spec(&json!({})),
         next_run_at: None,
+        reschedules: false,
         webhook_urls: &[],
         calendars: Some(&[CALENDAR]),
     };
@@ -321,6 +352,26 @@ async fn change_runs(world: &World) {
     let (stage, a) = (&world.stage, &world.a);
     let tenant = a.tenant.id;
     let tx = async || stage.tx(tenant).await.unwrap();
+    for wake_up in [
+        WakeUp::Prompt {
+            tenant_id: tenant,
+            prompt_id: a.due,
+        },
+        WakeUp::Run {
+            tenant_id: tenant,
+            run_id: a.queued,
+        },
+        WakeUp::Delivery {
+            tenant_id: tenant,
+            delivery_id: a.waiting,
+        },
+    ] {
+        assert!(wake_ups::is_known(tx().await, wake_up).await.unwrap());
+    }
+    let look = tx().await;
+    let locked = runs::lock(&look, a.queued).await.unwrap().unwrap();
+    runs::take_over(&look, &locked).await.unwrap();
+    look.rollback().await.unwrap();
     for defers in [true, false] {
         let look = tx().await;
         let locked = runs::lock(&look, a.queued).await.unwrap().unwrap();
@@ -442,12 +493,13 @@ const FILL_PROMPTS: &str = "
     INSERT INTO scheduled_prompts
            (tenant_id, id, user_id, external_id, prompt_name, prompt_text, model, schedule, status, overlap,
             catchup_window_s, misfire, max_retries, retry_delay_ms, timeout_ms, pause_after_failures,
-            destinations, tags, next_run_at, created_at, deleted_at)
+            destinations, tags, synced_generation, sync_due_at, next_run_at, created_at, deleted_at)
     SELECT pg_temp.id('0', n % $tenants), pg_temp.id('1', n), pg_temp.id('a', n % (20 * $tenants)),
            CASE WHEN n % 2 = 0 THEN 'e' || n END, 'prompt ' || n % 977, 'text', 'echo/echo',
            '{\"type\": \"daily\", \"timezone\": \"UTC\"}',
            CASE WHEN n % 7 = 0 AND n % $due_step <> 5 THEN 'paused' ELSE 'active' END,
            'skip', 900, 'skip', 3, 60000, 300000, 10, '[]', ARRAY['t' || n % 4],
+           CASE WHEN n % $due_step = 5 THEN 0 ELSE 1 END, now() - interval '1 hour',
            CASE WHEN n % $due_step = 5 THEN now() - n * interval '1 millisecond'
                 WHEN n % 7 > 0 THEN now() + interval '90 days' + n * interval '1 minute' END,
            now() - n * interval '1 second',
@@ -507,7 +559,7 @@ const FINISH: &str = "
     DECLARE ours record;
     BEGIN
         FOR ours IN SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace
-                       AND relkind = 'r' AND relname <> 'refinery_schema_history'
+                       AND relkind = 'r' AND relname NOT IN ('refinery_schema_history', 'drift_cursor')
         LOOP
             EXECUTE format(
                 'CREATE VIEW plain.%1$I AS SELECT * FROM public.%1$I WHERE %2$I = %3$L',
@@ -544,7 +596,9 @@ fn values(title: &str) -> Option<String> {
         ("auth", "keys") => format!("{MAX}, 50"),
         ("auth", "lock_keys") | ("idempotency", "lock") => "'a lock'".to_owned(),
         ("idempotency", "answer") => format!("'key {}'", PROBE % TENANTS),
-        ("deliveries", "lock_due") | ("history", "delivery") => id('5', PROBE),
+        ("deliveries", "lock_due") | ("history", "delivery") | ("wake_ups", "knows_delivery") => {
+            id('5', PROBE)
+        }
         ("backfills", "get" | "lock_prompt_of") | ("calendars", "holidays_beside") => {
             NIL.to_owned()
         }
@@ -567,7 +621,10 @@ fn values(title: &str) -> Option<String> {
         | ("backfills", "lock_prompt" | "prompt_exists" | "target")
         | ("preview", "past")
         | ("prompts", "get" | "get_to_change" | "lock")
-        | ("runs", "due" | "lock_due" | "lock_prompt" | "open_of_prompt" | "shared_row") => prompt,
+        | ("runs", "due" | "lock_due" | "lock_prompt" | "open_of_prompt" | "shared_row")
+        | ("sync", "standing" | "synced")
+        | ("wake_ups", "knows_prompt") => prompt,
+        ("sync", "is_stale") => format!("{prompt}, 7"),
         ("deliveries", "lock_prompt" | "outcome_of_run")
         | (
             "history",
@@ -576,7 +633,8 @@ fn values(title: &str) -> Option<String> {
         | (
             "runs",
             "due_at_last" | "due_at_pause" | "lock" | "lock_prompt_of_run" | "lock_status",
-        ) => run,
+        )
+        | ("wake_ups", "knows_run") => run,
         ("health", "latency")
         | ("calendars", "clock" | "lock" | "lock_shared" | "standing")
         | ("runs", "capacity" | "gone_webhooks" | "secrets")
@@ -892,12 +950,42 @@ async fn reads_touch_hardly_more_pages_under_policies() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
-/// The statements inside the system functions, with their parameters numbered.
-const SYSTEM: [(&str, &[&str]); 4] = [
-    ("system_due_prompts", &["rows_max"]),
-    ("system_due_runs", &["rows_max"]),
-    ("system_due_deliveries", &["rows_max"]),
-    ("system_tenants", &["after_id", "rows_max"]),
+/// The statements inside the system functions: each parameter with its type, and values for them.
+/// `$nil` stands for the smallest id, `$prompt` for a prompt and `$tenants` for all tenants.
+type SystemFunction = (
+    &'static str,
+    &'static [(&'static str, &'static str)],
+    &'static str,
+);
+const SYSTEM: [SystemFunction; 8] = [
+    ("system_due_prompts", &[("rows_max", "int")], "200"),
+    ("system_due_runs", &[("rows_max", "int")], "200"),
+    ("system_due_deliveries", &[("rows_max", "int")], "200"),
+    (
+        "system_tenants",
+        &[("after_id", "uuid"), ("rows_max", "int")],
+        "NULL, 200",
+    ),
+    (
+        "system_unsynced_tenants",
+        &[("tenant_after", "uuid"), ("rows_max", "int")],
+        "$nil, 200",
+    ),
+    (
+        "system_unsynced_prompts",
+        &[("tenants", "uuid[]"), ("rows_max", "int")],
+        "$tenants, 200",
+    ),
+    (
+        "system_prompts_with_entries",
+        &[("prompt_after", "uuid"), ("rows_max", "int")],
+        "$nil, 200",
+    ),
+    (
+        "system_entries_of",
+        &[("wanted", "uuid[]")],
+        "ARRAY[$prompt]::uuid[]",
+    ),
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -908,7 +996,8 @@ async fn the_sweeper_touches_what_is_due_and_nothing_else() {
         Planner::new(&few, As::Definer).await,
     );
     let mut found = Vec::new();
-    for (function, parameters) in SYSTEM {
+    let tenants: Vec<_> = (0..TENANTS).map(|n| id('0', n)).collect();
+    for (function, parameters, values) in SYSTEM {
         let sql = "SELECT prosrc FROM pg_proc WHERE proname = $1";
         let mut body: String = large
             .client
@@ -916,8 +1005,7 @@ async fn the_sweeper_touches_what_is_due_and_nothing_else() {
             .await
             .unwrap()
             .get(0);
-        for (number, name) in parameters.iter().enumerate() {
-            let kind = if *name == "rows_max" { "int" } else { "uuid" };
+        for (number, (name, kind)) in parameters.iter().enumerate() {
             body = body.replace(name, &format!("${}::{kind}", number + 1));
         }
         let plan = large.generic(&body).await;
@@ -925,16 +1013,18 @@ async fn the_sweeper_touches_what_is_due_and_nothing_else() {
         for fault in faults(&plan, bounded) {
             found.push(format!("{function}: {fault}"));
         }
-        let values = if parameters.len() == 2 {
-            "NULL, 200"
-        } else {
-            "200"
-        };
+        let values = values
+            .replace("$nil", NIL)
+            .replace("$prompt", &id('1', 5))
+            .replace(
+                "$tenants",
+                &format!("ARRAY[{}]::uuid[]", tenants.join(", ")),
+            );
         let pages = (
-            large.pages(&body, values, "force_generic_plan").await,
-            small.pages(&body, values, "force_generic_plan").await,
+            large.pages(&body, &values, "force_generic_plan").await,
+            small.pages(&body, &values, "force_generic_plan").await,
         );
-        let shown = large.plan(&body, values, "force_generic_plan", true).await;
+        let shown = large.plan(&body, &values, "force_generic_plan", true).await;
         println!(
             "{function}: {} pages of a million, {} of a thousand\n{}",
             pages.0,

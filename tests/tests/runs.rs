@@ -29,6 +29,7 @@ use shared::ids::{DeliveryId, PromptId, RunId};
 use shared::message::WakeUp;
 use shared::outbound::Policy;
 use shared::price::Catalog;
+use shared::queue::Queue;
 use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
 use shared::seal::Sealer;
 use tests::stage::{self, Stage, Tenant, prompt, tenant};
@@ -1070,6 +1071,7 @@ async fn a_wake_up_that_waited_for_a_change_runs_the_new_version() {
         version: 1,
         spec: &stage::spec(&json!({"prompt_text": "say something else"})),
         next_run_at: None,
+        reschedules: false,
         webhook_urls: &[],
         calendars: None,
     };
@@ -1367,6 +1369,7 @@ async fn the_executor_keeps_to_the_same_count() {
     let folder = tempfile::tempdir().unwrap();
     let executor = Executor {
         db: tapped.stage.db.clone(),
+        queue: Queue::local(1).0,
         models: Models::new(
             ProvidersConfig {
                 allow_echo: true,

@@ -15,6 +15,7 @@ use shared::{
     },
     destination::{Destination, EmailAddress, Kind, OnUnknown},
     ids::{DeliveryId, TenantId},
+    message::WakeUp,
     run::{DELIVERY_ATTEMPTS_MAX, DeliveryStatus, RunStatus},
     seal::Purpose,
     webhook_secret::{SigningSecrets, WebhookSecret},
@@ -22,13 +23,13 @@ use shared::{
 use tracing::{error, info, warn};
 
 use crate::{
-    Executor,
+    Executor, Handled,
     deliver::{
         self, DeliveryError, Disposition, Outgoing, Sent, Target,
         render::{self, FailureFacts, RenderError, Rendered, RunFacts},
     },
     job::{Job, dropped_at_pause},
-    lease,
+    lease, nothing_due,
 };
 
 /// A delivery that was rendered, and the row that keeps it.
@@ -210,16 +211,21 @@ pub(crate) async fn resume(
     executor: &Executor,
     tenant_id: TenantId,
     delivery_id: DeliveryId,
-) -> Result<(), DbError> {
+) -> Result<Handled, DbError> {
+    let wake_up = WakeUp::Delivery {
+        tenant_id,
+        delivery_id,
+    };
     let tx = executor.db.tenant(tenant_id).await?;
     let Some(locked) = deliveries::lock_due(&tx, delivery_id).await? else {
-        return tx.commit().await;
+        return nothing_due(tx, wake_up).await;
     };
     let verdict = verdict(&locked);
     let sends = verdict.is_none();
     let claim = deliveries::claim(tx, &locked, sends, executor.lease_ms()).await?;
     if let Some(settled) = verdict {
-        return settle(executor, &claim, settled).await;
+        settle(executor, &claim, settled).await?;
+        return Ok(Handled::Done);
     }
     let body = locked
         .body
@@ -232,7 +238,8 @@ pub(crate) async fn resume(
         body,
         target: locked.target,
     };
-    send_one(executor, held, &locked.secrets).await
+    send_one(executor, held, &locked.secrets).await?;
+    Ok(Handled::Done)
 }
 
 /// What can be said about a delivery without sending it again.
@@ -397,6 +404,13 @@ async fn settle(
     let kept = deliveries::finish(tx, claim, &settled, &end, &rows, lease_ms, dropped).await?;
     notices.retain(|one| kept.contains(&one.row.id));
     log(claim, &settled, &end);
+    if end.delivery == DeliveryStatus::Retrying {
+        let wake_up = WakeUp::Delivery {
+            tenant_id: claim.tenant_id,
+            delivery_id: claim.delivery_id,
+        };
+        executor.wake(wake_up, settled.retry_in_ms).await;
+    }
     // A notice's own end has no notice: this goes one level deep.
     Box::pin(send_notices(executor, claim, &end, notices)).await
 }

@@ -10,7 +10,7 @@ use shared::{
     ids::RunId,
     prompt::PromptSpec,
     run::RunTrigger,
-    slots::{self, Dropped},
+    slots::Dropped,
     template::{Template, TemplateError, Values},
 };
 
@@ -202,15 +202,7 @@ pub(crate) fn dropped_at_pause(
     due: Option<&DueSlots>,
     now: DateTime<Utc>,
 ) -> Option<Dropped> {
-    due.filter(|_| pauses).and_then(|due| dropped(due, now))
-}
-
-/// What is due of a prompt. Of one whose stored text cannot be read, that is its first slot.
-pub(crate) fn dropped(due: &DueSlots, now: DateTime<Utc>) -> Option<Dropped> {
-    let spec = stored_spec(&due.spec).ok();
-    slots::dropped(due.first, now, |after| {
-        spec.as_ref()?.next_slot(after, &due.holidays)
-    })
+    due.filter(|_| pauses).and_then(|due| due.dropped(now))
 }
 
 pub(crate) fn stored_spec(value: &Value) -> Result<PromptSpec, DbError> {

@@ -9,13 +9,15 @@ use sha2::{Digest, Sha256};
 use shared::{
     backoff,
     db::{
-        DbError, prompts,
+        DbError, TenantTx, prompts,
         runs::{
             self, AfterFailure, Answer, Claim, Failure, FailureWriting, Intent, LockedRun,
             NextStep, SealedSecrets, Spent, Tokens, Writing,
         },
+        sync,
     },
     ids::{PromptId, RunId, TenantId},
+    message::{Fired, WakeUp},
     prompt::PromptSpec,
     run::{RunStatus, RunTrigger},
     slots::{self, Dropped, Plan, Policy},
@@ -23,11 +25,12 @@ use shared::{
 use tracing::{info, warn};
 
 use crate::{
-    Executor,
+    Executor, Handled, Until,
     deliveries::{self, Prepared},
-    job::{Job, Rendered, Texts, dropped, dropped_at_pause, stored_spec},
+    job::{Job, Rendered, Texts, dropped_at_pause, stored_spec},
     lease,
     model::{Disposition, ModelAnswer, ModelError, ModelRequest},
+    nothing_due,
 };
 
 /// How long a run waits that the overlap policy or the tenant's limit keeps back.
@@ -52,30 +55,37 @@ const LOOKS_MAX: u32 = 100;
 /// prompt is given up after five seconds, and a hundred of its runs may wait.
 const RENDER_TIME_LOCKED: Duration = Duration::from_millis(25);
 
-/// Plans a prompt's due slots, and runs the first that runs. Two round trips to the claim.
+/// Plans a prompt's due slots, and runs the first that runs. Two round trips to the claim. An entry
+/// that `fired` with another generation than the prompt's wakes nobody: it is to be made anew, and the
+/// sweeper finds the slot.
 pub(crate) async fn fire(
     executor: &Executor,
     tenant_id: TenantId,
     prompt_id: PromptId,
-) -> Result<(), DbError> {
+    fired: Option<Fired>,
+    until: Until,
+) -> Result<Handled, DbError> {
     for _ in 0..LOOKS_MAX {
-        match look(executor, tenant_id, prompt_id).await? {
-            Looked::Done => return Ok(()),
+        match look(executor, tenant_id, prompt_id, fired, until).await? {
+            Looked::Not(handled) => return Ok(handled),
             Looked::More => {}
-            Looked::Claimed(claim, job) => return Box::pin(execute(executor, claim, job)).await,
+            Looked::Claimed(claim, job) => {
+                Box::pin(execute(executor, claim, job, until)).await?;
+                break;
+            }
             Looked::Queued(job) => {
                 let (run_id, job) = (job.run_id, job.render().await?);
-                return take(executor, tenant_id, run_id, Some(job)).await;
+                return take(executor, tenant_id, run_id, Some(job), until).await;
             }
         }
     }
-    Ok(())
+    Ok(Handled::Done)
 }
 
 /// What a look at a prompt came to.
 enum Looked {
-    /// All that is due is accounted for.
-    Done,
+    /// There is no run to begin now.
+    Not(Handled),
     /// A part of what is due is.
     More,
     /// A slot's run is ours.
@@ -88,11 +98,33 @@ async fn look(
     executor: &Executor,
     tenant_id: TenantId,
     prompt_id: PromptId,
+    fired: Option<Fired>,
+    until: Until,
 ) -> Result<Looked, DbError> {
     let tx = executor.db.tenant(tenant_id).await?;
-    let Some(mut due) = runs::lock_due(&tx, prompt_id).await? else {
+    let due = runs::lock_due(&tx, prompt_id).await?;
+    // One that is not due may be stale for all that, and only then does the look cost anything.
+    if let Some(fired) = fired
+        && due
+            .as_ref()
+            .is_none_or(|due| due.generation != fired.generation)
+        && sync::mark_stale(&tx, prompt_id, fired.generation).await?
+    {
+        info!(
+            tenant.id = %tenant_id,
+            prompt.id = %prompt_id,
+            slot = ?fired.scheduled_for,
+            "a stale entry fired; it will be made anew"
+        );
         tx.commit().await?;
-        return Ok(Looked::Done);
+        return Ok(Looked::Not(Handled::Done));
+    }
+    let Some(mut due) = due else {
+        let wake_up = WakeUp::Prompt {
+            tenant_id,
+            prompt_id,
+        };
+        return Ok(Looked::Not(nothing_due(tx, wake_up).await?));
     };
     let spec = stored_spec(&due.slots.spec)?;
     let policy = Policy::of(&spec, prompt_id, due.runs_left);
@@ -118,9 +150,13 @@ async fn look(
         return Ok(if plan.is_cut {
             Looked::More
         } else {
-            Looked::Done
+            Looked::Not(Handled::Done)
         });
     };
+    if !until.allows(timeout_of(&spec)) {
+        tx.rollback().await?;
+        return Ok(Looked::Not(Handled::NoTime));
+    }
     let job = Job::new(run_id, &due.slots.spec, slot, RunTrigger::Schedule)?
         .after(due.previous_output.take());
     let job = match job.render_within(RENDER_TIME_LOCKED).await? {
@@ -137,7 +173,10 @@ async fn look(
         .filter(|_| due.next_is_last)
         .and_then(|first| slots::dropped(first, due.now, next));
     let claim = runs::write_plan(tx, &due, &writing).await?;
-    Ok(claim.map_or(Looked::Done, |claim| Looked::Claimed(claim, job)))
+    Ok(match claim {
+        Some(claim) => Looked::Claimed(claim, job),
+        None => Looked::Not(Handled::Done),
+    })
 }
 
 /// Runs a queued run whose time has come, or one whose claimant vanished.
@@ -145,8 +184,9 @@ pub(crate) async fn resume(
     executor: &Executor,
     tenant_id: TenantId,
     run_id: RunId,
-) -> Result<(), DbError> {
-    take(executor, tenant_id, run_id, None).await
+    until: Until,
+) -> Result<Handled, DbError> {
+    take(executor, tenant_id, run_id, None, until).await
 }
 
 /// The same, where its texts may have been rendered already.
@@ -155,39 +195,53 @@ async fn take(
     tenant_id: TenantId,
     run_id: RunId,
     rendered: Option<Job>,
-) -> Result<(), DbError> {
+    until: Until,
+) -> Result<Handled, DbError> {
     let tx = executor.db.tenant(tenant_id).await?;
     let Some(mut locked) = runs::lock(&tx, run_id).await? else {
-        return tx.commit().await;
+        return nothing_due(tx, WakeUp::Run { tenant_id, run_id }).await;
     };
-    match locked.next {
-        NextStep::Leave => return tx.commit().await,
-        NextStep::Defer => return runs::defer(tx, &locked, DEFER_MS).await,
-        NextStep::WaitTurn => return runs::defer(tx, &locked, WAIT_TURN_MS).await,
-        NextStep::Skip(reason) => return runs::skip(tx, &locked, reason).await,
-        NextStep::Cancel(reason) => {
-            runs::cancel_queued(&tx, locked.prompt_id, reason).await?;
-            return tx.commit().await;
-        }
-        NextStep::GiveUp => {
-            tx.commit().await?;
-            return Box::pin(give_up(executor, tenant_id, &locked)).await;
-        }
-        NextStep::Claim => {}
+    if locked.next != NextStep::Claim {
+        pass_by(executor, tx, &locked).await?;
+        return Ok(Handled::Done);
     }
     let job = match locked_job(&mut locked, rendered).await? {
         Rendered::Ready(job) => job,
         Rendered::TooSlow(job) => {
             tx.commit().await?;
             let job = job.render().await?;
-            return Box::pin(take(executor, tenant_id, run_id, Some(job))).await;
+            return Box::pin(take(executor, tenant_id, run_id, Some(job), until)).await;
         }
     };
+    if !until.allows(timeout_of(&job.spec)) {
+        tx.rollback().await?;
+        return Ok(Handled::NoTime);
+    }
     let due = locked.due_at_last.as_ref();
-    let over_limit = due.and_then(|due| dropped(due, locked.now));
-    match runs::claim(tx, &locked, &intent(executor, &job), over_limit).await? {
-        Some(claim) => Box::pin(execute(executor, claim, job)).await,
-        None => Ok(()),
+    let over_limit = due.and_then(|due| due.dropped(locked.now));
+    let claim = runs::claim(tx, &locked, &intent(executor, &job), over_limit).await?;
+    if let Some(claim) = claim {
+        Box::pin(execute(executor, claim, job, until)).await?;
+    }
+    Ok(Handled::Done)
+}
+
+/// What becomes of a locked run that is not to be claimed.
+async fn pass_by(executor: &Executor, tx: TenantTx, locked: &LockedRun) -> Result<(), DbError> {
+    match locked.next {
+        NextStep::Claim | NextStep::Leave => tx.commit().await,
+        NextStep::Defer => runs::defer(tx, locked, DEFER_MS).await,
+        NextStep::WaitTurn => runs::defer(tx, locked, WAIT_TURN_MS).await,
+        NextStep::Skip(reason) => runs::skip(tx, locked, reason).await,
+        NextStep::Cancel(reason) => {
+            runs::cancel_queued(&tx, locked.prompt_id, reason).await?;
+            tx.commit().await
+        }
+        NextStep::GiveUp => {
+            let tenant_id = tx.tenant();
+            tx.commit().await?;
+            Box::pin(give_up(executor, tenant_id, locked)).await
+        }
     }
 }
 
@@ -215,6 +269,10 @@ async fn locked_job(locked: &mut LockedRun, rendered: Option<Job>) -> Result<Ren
     }
 }
 
+fn timeout_of(spec: &PromptSpec) -> Duration {
+    Duration::from_millis(spec.timeout_ms().into())
+}
+
 fn attempts_max(spec: &PromptSpec) -> i32 {
     i32::try_from(spec.max_retries()).map_or(i32::MAX, |retries| retries.saturating_add(1))
 }
@@ -237,8 +295,8 @@ enum Tried {
     LeaseLost,
 }
 
-async fn execute(executor: &Executor, claim: Claim, job: Job) -> Result<(), DbError> {
-    match attempt(executor, &claim, &job).await {
+async fn execute(executor: &Executor, claim: Claim, job: Job, until: Until) -> Result<(), DbError> {
+    match attempt(executor, &claim, &job, until).await {
         Tried::Answered(answer, latency) => {
             record_answer(executor, &claim, job, answer, latency).await
         }
@@ -253,7 +311,7 @@ async fn execute(executor: &Executor, claim: Claim, job: Job) -> Result<(), DbEr
     }
 }
 
-async fn attempt(executor: &Executor, claim: &Claim, job: &Job) -> Tried {
+async fn attempt(executor: &Executor, claim: &Claim, job: &Job, until: Until) -> Tried {
     let texts = match &job.texts {
         Ok(texts) => texts,
         Err(detail) => {
@@ -262,7 +320,14 @@ async fn attempt(executor: &Executor, claim: &Claim, job: &Job) -> Tried {
         }
     };
     let begun = Instant::now();
-    let Some(result) = call_model(executor, claim, job, texts).await else {
+    let called = tokio::select! {
+        biased;
+        () = until.too_late_for_an_answer() => {
+            return Tried::Failed(interrupted(claim), "unknown");
+        }
+        called = call_model(executor, claim, job, texts) => called,
+    };
+    let Some(result) = called else {
         return Tried::LeaseLost;
     };
     match result {
@@ -298,8 +363,7 @@ async fn call_model(
         input: &texts.input,
         settings: job.spec.model_settings(),
     };
-    let timeout = Duration::from_millis(job.spec.timeout_ms().into());
-    let call = pin!(executor.models.call(&request, timeout));
+    let call = pin!(executor.models.call(&request, timeout_of(&job.spec)));
     lease::hold(executor, claim.run_id, call, || renew(executor, claim)).await
 }
 
@@ -441,6 +505,13 @@ pub(crate) async fn record_failure(
         error.code = failure.code, run.ended = failure.then.ends(),
         "try failed"
     );
+    if let AfterFailure::RetryIn { delay_ms } = failure.then {
+        let wake_up = WakeUp::Run {
+            tenant_id: claim.tenant_id,
+            run_id: claim.run_id,
+        };
+        executor.wake(wake_up, delay_ms).await;
+    }
     deliveries::send_all(executor, claim, &recorded.secrets, notices, String::new()).await
 }
 
@@ -501,6 +572,19 @@ fn after_error(error: &ModelError, claim: &Claim, job: &Job) -> Failure {
         then,
         spent: None,
     }
+}
+
+/// The process ends before the model has answered: the run goes to another at once.
+fn interrupted(claim: &Claim) -> Failure {
+    let mut failure = final_failure(
+        "interrupted",
+        "the process that ran this try had to end before the model answered; the call may have been paid".to_owned(),
+        RunStatus::Failed,
+    );
+    if claim.attempt < claim.attempts_max {
+        failure.then = AfterFailure::RetryIn { delay_ms: 0 };
+    }
+    failure
 }
 
 fn final_failure(code: &str, message: String, status: RunStatus) -> Failure {

@@ -22,6 +22,7 @@ use shared::{
     outbound::Policy,
     price::Catalog,
     prompt::Rules,
+    schedule::eventbridge::Entry,
     simulate::{self, Forecast, NotDue, Outcome, Request, SimulatedSlot, Simulation, Totals},
 };
 
@@ -281,18 +282,24 @@ fn in_words(simulation: &Simulation) -> String {
     }
     lines.push(totals(&simulation.totals));
     lines.extend(simulation.cost.as_ref().map(cost));
-    for entry in &simulation.eventbridge {
-        let zone = entry.timezone.as_deref().unwrap_or("UTC");
-        lines.push(format!(
-            "EventBridge Scheduler: {} in {zone}",
-            entry.expression
-        ));
-    }
+    lines.extend(simulation.eventbridge.iter().map(entry));
     for warning in &simulation.warnings {
         lines.push(format!("note ({}): {}", warning.code, warning.detail));
     }
     lines.push(String::new());
     lines.join("\n")
+}
+
+fn entry(entry: &Entry) -> String {
+    let zone = entry.timezone.as_deref().unwrap_or("UTC");
+    let window = entry
+        .flexible_window_minutes
+        .map(|minutes| format!(", within a flexible window of {minutes} min"))
+        .unwrap_or_default();
+    format!(
+        "EventBridge Scheduler: {} in {zone}{window}",
+        entry.expression
+    )
 }
 
 /// Both lists in the order of the schedule's own clock.

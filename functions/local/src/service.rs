@@ -23,6 +23,7 @@ use shared::{
     outbound::Policy,
     price::Catalog,
     queue::{Queue, WakeUps},
+    scheduler::Scheduler,
     seal::Sealer,
     secret::Secret,
 };
@@ -127,6 +128,7 @@ impl Service {
         let (queue, wake_ups) = Queue::local(QUEUE_CAPACITY);
         let executor = Arc::new(Executor {
             db: db.clone(),
+            queue: queue.clone(),
             models: Models::new(providers, executor::model::client()?),
             sender: sender(settings, &policy)?,
             sealer: Sealer::from_key_file(&sealing_key)?,
@@ -137,6 +139,7 @@ impl Service {
         let app = App::new(AppParts {
             db: db.clone(),
             queue: queue.clone(),
+            scheduler: Scheduler::Local,
             sealer: Sealer::from_key_file(&sealing_key)?,
             catalog,
             outbound: policy,

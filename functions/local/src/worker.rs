@@ -7,6 +7,7 @@ use shared::{
     db::DbError,
     message::WakeUp,
     queue::{Queue, WakeUps},
+    scheduler::Scheduler,
 };
 use tokio::{
     task::{JoinError, JoinSet},
@@ -62,7 +63,7 @@ pub(crate) async fn sweep(executor: Arc<Executor>, queue: Queue, stop: Cancellat
                     warn!(%error, "sweep failed; the next follows in a second");
                 }
             }
-            _ = passes.tick() => match sweeper::expire(&executor.db, after).await {
+            _ = passes.tick() => match sweeper::expire(&executor.db, &Scheduler::Local, after).await {
                 Ok((_, next)) => after = next,
                 Err(error) => warn!(%error, "retention failed; the next pass follows in a minute"),
             },

@@ -10,6 +10,7 @@ use shared::{
     outbound::Policy,
     price::Catalog,
     queue::Queue,
+    scheduler::Scheduler,
     seal::Sealer,
 };
 
@@ -28,6 +29,8 @@ pub struct AppParts {
     pub db: Db,
     /// Where wake-ups go after a commit.
     pub queue: Queue,
+    /// What wakes prompts when they are due.
+    pub scheduler: Scheduler,
     /// Seals webhook secrets and stored answers.
     pub sealer: Sealer,
     /// The models that prompts may name.

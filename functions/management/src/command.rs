@@ -2,7 +2,8 @@
 //!
 //! A command runs in one transaction: the effect, its line in the audit trail and, for a request
 //! with an `Idempotency-Key`, the answer to give again commit together or not at all. Wake-ups are
-//! offered after the commit, because whoever they wake must see the rows.
+//! offered, and a prompt is applied to the scheduler, after the commit: whoever is woken must see the
+//! rows, and no transaction spans a call.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use shared::{
     api_key::Role,
@@ -23,11 +24,13 @@ use shared::{
         idempotency::{self, Begin},
     },
     fault::Fault,
-    ids::TenantId,
+    ids::{PromptId, TenantId},
     message::WakeUp,
+    scheduler::SyncState,
     seal::Purpose,
 };
 use tokio::time::timeout;
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::{
@@ -42,6 +45,8 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 200;
 /// Well under the whole request's bound, which would put the blame on us.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// What a caller waits for the scheduler. What is not done by then, the sweeper does.
+const APPLY_TIME: Duration = Duration::from_secs(2);
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// The body of a request that changes something, and how it wants to be repeated.
@@ -206,7 +211,7 @@ impl Command {
             }
             handler(&tx).await.map(Attempt::Done)
         };
-        let answer = match attempt.await {
+        let mut answer = match attempt.await {
             Ok(Attempt::Done(answer)) => answer,
             Ok(Attempt::Replayed(response)) => {
                 let _ = tx.rollback().await;
@@ -225,8 +230,10 @@ impl Command {
             .map(|key| self.stored(app, by.tenant, key, &answer))
             .transpose()?;
         idempotency::commit(tx, event.as_ref(), stored.as_ref()).await?;
-        for wake_up in &answer.wake_ups {
-            app.queue.offer(*wake_up);
+        // The change is kept, whatever becomes of this: the sweeper finds what nobody was woken for.
+        app.queue.offer(&answer.wake_ups, Duration::ZERO).await;
+        if let Some(prompt_id) = answer.applies {
+            answer.tell(apply(app, by.tenant, prompt_id).await.as_ref())?;
         }
         answer.into_response()
     }
@@ -269,6 +276,19 @@ impl Command {
             status: i32::from(answer.status.as_u16()),
             sealed: app.sealer.seal(tenant, Purpose::IdempotentAnswer, &plain)?,
         })
+    }
+}
+
+/// Makes the scheduler follow a prompt that was changed; `None` where the database did not say how
+/// that went. The change stands in any case.
+async fn apply(app: &App, tenant: TenantId, prompt_id: PromptId) -> Option<SyncState> {
+    let applying = app.scheduler.apply(&app.db, tenant, prompt_id, APPLY_TIME);
+    match applying.await {
+        Ok(applied) => Some(applied.sync),
+        Err(error) => {
+            warn!(tenant.id = %tenant, prompt.id = %prompt_id, %error, "prompt not applied; the sweeper will");
+            None
+        }
     }
 }
 
@@ -320,6 +340,7 @@ pub struct Answer {
     detail: Value,
     changed: bool,
     wake_ups: Vec<WakeUp>,
+    applies: Option<PromptId>,
 }
 
 /// What of an answer is kept beside its status.
@@ -378,6 +399,7 @@ impl Answer {
             detail: json!({}),
             changed: true,
             wake_ups: Vec::new(),
+            applies: None,
         }
     }
 
@@ -419,6 +441,26 @@ impl Answer {
     pub fn wake(mut self, wake_up: WakeUp) -> Self {
         self.wake_ups.push(wake_up);
         self
+    }
+
+    /// The scheduler's entries are made to follow this prompt after the commit.
+    #[must_use]
+    pub fn apply(mut self, prompt_id: PromptId) -> Self {
+        self.applies = Some(prompt_id);
+        self
+    }
+
+    /// Says in a prompt's body how its entries stand by now.
+    fn tell(&mut self, sync: Option<&SyncState>) -> Result<(), ApiError> {
+        let (Some(sync), Some(body)) = (sync, &mut self.kept.body) else {
+            return Ok(());
+        };
+        let mut prompt: Map<String, Value> =
+            serde_json::from_str(body).map_err(ApiError::internal)?;
+        prompt.insert("sync".to_owned(), json!(sync.status));
+        prompt.insert("sync_error".to_owned(), json!(sync.error));
+        *body = Value::Object(prompt).to_string();
+        Ok(())
     }
 
     fn header(mut self, name: HeaderName, value: String) -> Self {

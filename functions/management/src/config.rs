@@ -6,7 +6,8 @@ use shared::{
     env::{self, ConfigError, Environment, Reader},
     outbound::Policy,
     price::Catalog,
-    queue::Queue,
+    queue::{self, Queue},
+    scheduler::{Scheduler, Settings},
     seal::Sealer,
 };
 
@@ -21,6 +22,10 @@ const SYSTEM_CONNECTIONS_MAX: usize = 1;
 pub struct Config {
     /// Where the database is.
     pub db: DbConfig,
+    /// Where wake-ups go.
+    pub queue_url: String,
+    /// Where the scheduler's entries stand.
+    pub scheduler: Settings,
     environment: Environment,
     platform_key: Option<PlatformKeyHash>,
     sealer: Sealer,
@@ -38,45 +43,36 @@ impl Config {
 
     fn read(look_up: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut reader = Reader::new(look_up);
-        let app_url = reader.required("CARILLON_DATABASE_URL", env::database_url);
-        let system_url = reader.required("CARILLON_SYSTEM_DATABASE_URL", env::database_url);
+        let db = DbConfig::read(&mut reader, APP_CONNECTIONS_MAX, SYSTEM_CONNECTIONS_MAX);
+        let scheduler = Settings::read(&mut reader);
         let environment = reader.required("CARILLON_ENV", Environment::parse_deployed);
         let platform_key = reader.optional("CARILLON_PLATFORM_KEY_SHA256", PlatformKeyHash::parse);
-        let sealer = reader.required("CARILLON_SEALING_KEY", |text| {
-            Sealer::from_base64(text).map_err(|_| "must be the base64 of 32 bytes".to_owned())
-        });
+        let sealer = reader.required("CARILLON_SEALING_KEY", env::sealing_key);
         let catalog = reader
-            .optional("CARILLON_MODELS", |text| {
-                Catalog::with_extra(text).map_err(|faults| {
-                    let details: Vec<_> = faults.into_iter().map(|fault| fault.detail).collect();
-                    format!("cannot be read: {}", details.join(", "))
-                })
-            })
+            .optional("CARILLON_MODELS", env::models)
             .unwrap_or_else(Catalog::shipped);
-        let whole = match (app_url, system_url, environment, sealer) {
-            (Some(app_url), Some(system_url), Some(environment), Some(sealer)) => Some(Self {
-                db: DbConfig {
-                    app_url,
-                    system_url,
-                    app_connections_max: APP_CONNECTIONS_MAX,
-                    system_connections_max: SYSTEM_CONNECTIONS_MAX,
-                },
-                environment,
+        let queue_url = reader.required("CARILLON_QUEUE_URL", queue::read_url);
+        let whole = (|| {
+            Some(Self {
+                db: db?,
+                scheduler: scheduler?,
+                queue_url: queue_url?,
+                environment: environment?,
                 platform_key,
-                sealer,
+                sealer: sealer?,
                 catalog,
-            }),
-            _ => None,
-        };
+            })
+        })();
         reader.finish(whole)
     }
 
     /// The application's state over an open database.
     #[must_use]
-    pub fn into_parts(self, db: shared::db::Db, queue: Queue) -> AppParts {
+    pub fn into_parts(self, db: shared::db::Db, queue: Queue, scheduler: Scheduler) -> AppParts {
         AppParts {
             db,
             queue,
+            scheduler,
             sealer: self.sealer,
             catalog: self.catalog,
             outbound: Policy::PUBLIC,
@@ -109,10 +105,26 @@ mod tests {
                 "CARILLON_SYSTEM_DATABASE_URL",
                 "postgresql://system@db/carillon",
             ),
+            ("CARILLON_SCHEDULE_GROUP", "carillon"),
+            (
+                "CARILLON_QUEUE_URL",
+                "https://sqs.eu-central-1.amazonaws.com/123456789012/wake-ups",
+            ),
+            (
+                "CARILLON_SCHEDULER_ROLE_ARN",
+                "arn:aws:iam::123456789012:role/scheduler",
+            ),
+            (
+                "CARILLON_SCHEDULER_DLQ_ARN",
+                "arn:aws:sqs:eu-central-1:123456789012:dead-letters",
+            ),
             ("CARILLON_ENV", "prod"),
             ("CARILLON_SEALING_KEY", KEY),
+            ("CARILLON_DATABASE_CONNECTIONS_MAX", "7"),
         ])
         .unwrap();
+        assert_eq!(config.db.app_connections_max, 7);
+        assert_eq!(config.db.system_connections_max, SYSTEM_CONNECTIONS_MAX);
         assert_eq!(config.environment, Environment::Prod);
         assert!(config.platform_key.is_none());
     }
@@ -121,19 +133,30 @@ mod tests {
     fn every_fault_is_told_and_no_value() {
         let told = read(&[
             ("CARILLON_DATABASE_URL", "postgresql://app:hunter2@db:port"),
+            ("CARILLON_SCHEDULE_GROUP", "hunter2 group"),
+            ("CARILLON_QUEUE_URL", "hunter2"),
+            ("CARILLON_SCHEDULER_DLQ_ARN", "arn:aws:sns:::hunter2"),
             ("CARILLON_ENV", "local"),
             ("CARILLON_PLATFORM_KEY_SHA256", "hunter2"),
             ("CARILLON_SEALING_KEY", "hunter2"),
             ("CARILLON_MODELS", "nonsense"),
+            ("CARILLON_QUEUE_URL", "hunter2"),
+            ("CARILLON_DATABASE_CONNECTIONS_MAX", "hunter2"),
         ])
         .unwrap_err();
         for name in [
             "CARILLON_DATABASE_URL",
             "CARILLON_SYSTEM_DATABASE_URL is not set",
+            "CARILLON_SCHEDULE_GROUP must be 1 to 64",
+            "CARILLON_QUEUE_URL must be the URL",
+            "CARILLON_SCHEDULER_ROLE_ARN is not set",
+            "CARILLON_SCHEDULER_DLQ_ARN must be an ARN of sqs",
             "CARILLON_ENV must be",
             "CARILLON_PLATFORM_KEY_SHA256",
             "CARILLON_SEALING_KEY",
             "CARILLON_MODELS",
+            "CARILLON_QUEUE_URL must be",
+            "CARILLON_DATABASE_CONNECTIONS_MAX must be",
         ] {
             assert!(told.contains(name), "{name}: {told}");
         }

@@ -1,19 +1,32 @@
 //! The HTTP API on AWS Lambda, behind an HTTP API of API Gateway.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use management::{App, config::Config};
-use shared::{db::Db, queue::Queue, telemetry};
+use shared::{
+    aws,
+    db::Db,
+    queue::{Queue, Sqs},
+    scheduler::{EventBridge, Scheduler},
+    telemetry,
+};
+
+/// The caller waits for it. A wake-up that takes longer is left to the sweeper.
+const WAKE_UP_LIMIT: Duration = Duration::from_secs(1);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let config = Config::from_env()?;
     telemetry::init(telemetry::Reader::Machine, "info");
+    let queue_url = config.queue_url.clone();
+    let aws = aws::config().await;
+    let queue = Queue::Sqs(Sqs::new(&aws, queue_url, WAKE_UP_LIMIT));
+    let scheduler = Scheduler::EventBridge(EventBridge::new(&aws, config.scheduler.clone()));
     let db = Db::connect(&config.db)
         .await
         .context("cannot use the database")?;
-    // Nobody listens inside this process: the sweeper finds what was queued within its minute.
-    let (queue, _) = Queue::local(1);
-    let app = App::new(config.into_parts(db, queue));
+    let app = App::new(config.into_parts(db, queue, scheduler));
     lambda_http::run(management::router(app))
         .await
         .map_err(|error| anyhow::anyhow!(error))

@@ -1,7 +1,16 @@
 //! Finds what no wake-up has found: late slots, queued runs whose time has come, expired leases,
-//! due delivery retries, and what retention lets go.
+//! due delivery retries, dead letters, changes that the scheduler's entries do not follow, and what
+//! retention lets go.
 //!
-//! It decides nothing about a run: it sends wake-ups, and the executor looks under a lock.
+//! It decides nothing about a run that can still go on: it sends wake-ups, and the executor looks
+//! under a lock. What came to nothing too often is ended, see [`dead_letters`].
+
+pub mod config;
+pub mod dead_letters;
+pub mod drift;
+pub mod turn;
+
+use std::time::Duration;
 
 use shared::{
     db::{
@@ -12,6 +21,7 @@ use shared::{
     ids::TenantId,
     message::WakeUp,
     queue::Queue,
+    scheduler::Scheduler,
 };
 
 /// Rows of each kind that one sweep may find; the rest is found by the next. Where there is more,
@@ -29,7 +39,7 @@ const EXPIRED_MAX: i64 = 500;
 pub struct Swept {
     /// Wake-ups sent.
     pub sent: usize,
-    /// Wake-ups that the queue had no room for; the next sweep finds them again.
+    /// Wake-ups that the queue did not take; the next sweep finds them again.
     pub postponed: usize,
 }
 
@@ -43,15 +53,12 @@ pub async fn sweep(db: &Db, queue: &Queue) -> Result<Swept, DbError> {
         system::due_runs(db, ROWS_MAX),
         system::due_prompts(db, ROWS_MAX),
     )?;
-    let mut swept = Swept::default();
-    for wake_up in in_turns([deliveries, runs, prompts]) {
-        if queue.offer(wake_up) {
-            swept.sent += 1;
-        } else {
-            swept.postponed += 1;
-        }
-    }
-    Ok(swept)
+    let found: Vec<WakeUp> = in_turns([deliveries, runs, prompts]).collect();
+    let sent = queue.offer(&found, Duration::ZERO).await;
+    Ok(Swept {
+        sent,
+        postponed: found.len().saturating_sub(sent),
+    })
 }
 
 /// The first of each kind, then the second of each: a queue that has little room takes of all.
@@ -68,12 +75,18 @@ fn in_turns<const KINDS: usize>(found: [Vec<WakeUp>; KINDS]) -> impl Iterator<It
 /// When the database does not answer; what was deleted stays deleted.
 pub async fn expire(
     db: &Db,
+    scheduler: &Scheduler,
     after: Option<TenantId>,
 ) -> Result<(Expired, Option<TenantId>), DbError> {
+    let have_entries = match scheduler {
+        Scheduler::EventBridge(_) => true,
+        Scheduler::Local => false,
+    };
     let tenants = system::tenants(db, after, TENANTS_MAX).await?;
     let mut total = Expired::default();
     for tenant in &tenants {
-        let expired = retention::expire(db.tenant(tenant.id).await?, EXPIRED_MAX).await?;
+        let expired =
+            retention::expire(db.tenant(tenant.id).await?, EXPIRED_MAX, have_entries).await?;
         total.runs += expired.runs;
         total.idempotency_keys += expired.idempotency_keys;
         total.prompts += expired.prompts;

@@ -20,11 +20,13 @@ pub mod preview;
 pub mod prompts;
 pub mod retention;
 pub mod runs;
+pub mod sync;
 pub mod system;
 pub mod takeover;
 mod tenant_tx;
 pub mod tenants;
 pub mod versions;
+pub mod wake_ups;
 
 pub use error::DbError;
 pub use tenant_tx::TenantTx;
@@ -40,7 +42,10 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::ids::TenantId;
+use crate::{
+    env::{self, Reader},
+    ids::TenantId,
+};
 
 /// Longest wait for a free connection, and for a new one to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -63,6 +68,31 @@ pub struct DbConfig {
     pub app_connections_max: usize,
     /// Connections of the system role at the most.
     pub system_connections_max: usize,
+}
+
+/// Connections of one process at the most; more is a slip.
+const CONNECTIONS_MAX: usize = 100;
+
+impl DbConfig {
+    /// Reads `CARILLON_DATABASE_URL` and `CARILLON_SYSTEM_DATABASE_URL`, and, where they are set,
+    /// `CARILLON_DATABASE_CONNECTIONS_MAX` and `CARILLON_SYSTEM_DATABASE_CONNECTIONS_MAX` instead of
+    /// the two counts; what is missing or bad is told to the reader.
+    pub fn read(reader: &mut Reader<'_>, app_max: usize, system_max: usize) -> Option<Self> {
+        let app_url = reader.required("CARILLON_DATABASE_URL", env::database_url);
+        let system_url = reader.required("CARILLON_SYSTEM_DATABASE_URL", env::database_url);
+        let mut most = |name, otherwise| {
+            let read = reader.optional(name, env::count(CONNECTIONS_MAX));
+            read.unwrap_or(otherwise)
+        };
+        let app_connections_max = most("CARILLON_DATABASE_CONNECTIONS_MAX", app_max);
+        let system_connections_max = most("CARILLON_SYSTEM_DATABASE_CONNECTIONS_MAX", system_max);
+        Some(Self {
+            app_url: app_url?,
+            system_url: system_url?,
+            app_connections_max,
+            system_connections_max,
+        })
+    }
 }
 
 /// Two pools: one for tenants' statements, one for the system functions.

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::{
     DbError, Param, TenantTx, calendars, column,
+    sync::Standing,
     tenant_tx::{Step, step},
 };
 use crate::{
@@ -31,7 +32,8 @@ macro_rules! columns {
     () => {
         "p.id, p.user_id, p.status, p.status_reason, p.status_note, p.schedule_type, p.timezone,
          p.next_run_at, p.last_run_at, p.last_status, p.run_count, p.success_count, p.failure_count,
-         p.consecutive_failures, p.version, p.created_at, p.updated_at, p.completed_at, p.cancelled_at"
+         p.consecutive_failures, p.version, p.created_at, p.updated_at, p.completed_at, p.cancelled_at,
+         p.generation = p.synced_generation AS is_synced, p.sync_error, p.sync_refused"
     };
 }
 
@@ -42,6 +44,8 @@ macro_rules! stored_spec {
            WHERE v.tenant_id = p.tenant_id AND v.prompt_id = p.id AND v.version = p.spec_version)"
     };
 }
+
+pub(super) use stored_spec;
 
 /// A spec as a row `s`, so that insert and update cannot read it differently.
 macro_rules! spec_as_row {
@@ -180,6 +184,8 @@ pub struct Prompt {
     pub completed_at: Option<DateTime<Utc>>,
     /// When it was cancelled.
     pub cancelled_at: Option<DateTime<Utc>>,
+    /// How the scheduler's entries stand to it.
+    pub sync: Standing,
 }
 
 /// Where a prompt stands.
@@ -283,6 +289,8 @@ pub struct NewSpec<'a> {
     pub spec: &'a Value,
     /// The new next slot, where the change moves it; the inner `None` is a prompt without one.
     pub next_run_at: Option<Option<DateTime<Utc>>>,
+    /// Whether the scheduler's entries have to follow it.
+    pub reschedules: bool,
     /// The webhooks that it names.
     pub webhook_urls: &'a [&'a str],
     /// The calendars that it names, where others than before.
@@ -574,7 +582,7 @@ pub async fn replace(tx: &TenantTx, change: &NewSpec<'_>) -> Result<Prompt, DbEr
                  WITH p AS (
                      UPDATE scheduled_prompts p
                         SET version = p.version + 1, spec_version = p.version + 1, updated_at = now(),
-                            generation = p.generation + CASE WHEN $3 THEN 1 ELSE 0 END,
+                            generation = p.generation + CASE WHEN $7 THEN 1 ELSE 0 END,
                             next_run_at = CASE WHEN $3 THEN $4 ELSE p.next_run_at END,
                             jitter_delay_s = $6, ",
                 look_afresh!(),
@@ -595,13 +603,14 @@ pub async fn replace(tx: &TenantTx, change: &NewSpec<'_>) -> Result<Prompt, DbEr
                 columns!(),
                 ", $5::jsonb AS spec FROM p"
     );
-    let params: [Param<'_>; 6] = [
+    let params: [Param<'_>; 7] = [
         &change.id.uuid(),
         &change.version,
         &change.next_run_at.is_some(),
         &change.next_run_at.flatten(),
         change.spec,
         &jitter_delay_s(change.id, change.spec),
+        &change.reschedules,
     ];
     let write = step(sql, &params);
     write_spec(tx, write, change.id, change.webhook_urls, change.calendars).await
@@ -621,7 +630,7 @@ pub async fn set_status(tx: &TenantTx, change: &NewStatus<'_>) -> Result<Prompt,
                     SET status = $3, status_reason = $4, status_note = $5, next_run_at = $6,
                         consecutive_failures = CASE $3 WHEN 'active' THEN 0 ELSE p.consecutive_failures END,
                         cancelled_at = CASE $3 WHEN 'cancelled' THEN now() ELSE p.cancelled_at END,
-                        version = p.version + 1, generation = p.generation + 1, updated_at = now(), ",
+                        version = p.version + 1, updated_at = now(), ",
                 look_afresh!(),
                 "
                   WHERE p.id = $1 AND p.version = $2 AND p.deleted_at IS NULL
@@ -655,7 +664,7 @@ pub async fn tombstone(tx: &TenantTx, id: PromptId) -> Result<bool, DbError> {
             "-- prompts::tombstone
              UPDATE scheduled_prompts p
                 SET deleted_at = now(), updated_at = now(), next_run_at = NULL,
-                    version = p.version + 1, generation = p.generation + 1
+                    version = p.version + 1
               WHERE p.id = $1 AND p.deleted_at IS NULL",
             &[&id.uuid()],
         )
@@ -1015,6 +1024,7 @@ fn read(row: &Row) -> Result<Prompt, DbError> {
         updated_at: column(row, "updated_at")?,
         completed_at: column(row, "completed_at")?,
         cancelled_at: column(row, "cancelled_at")?,
+        sync: Standing::read(row)?,
     })
 }
 

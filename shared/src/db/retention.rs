@@ -17,9 +17,12 @@ pub struct Expired {
 
 /// Deletes at most `rows_max` rows of each kind, ends the transaction. One round trip.
 ///
+/// Where prompts `have_entries`, a deleted prompt's row waits until they are gone: without it, nobody
+/// would know that they are to go.
+///
 /// # Errors
 /// When the database does not answer.
-pub async fn expire(tx: TenantTx, rows_max: i64) -> Result<Expired, DbError> {
+pub async fn expire(tx: TenantTx, rows_max: i64, have_entries: bool) -> Result<Expired, DbError> {
     let results = tx
         .commit_with(&[
             step(
@@ -57,11 +60,12 @@ pub async fn expire(tx: TenantTx, rows_max: i64) -> Result<Expired, DbError> {
                  DELETE FROM scheduled_prompts p
                   USING (SELECT d.id FROM scheduled_prompts d
                           WHERE d.deleted_at < now() - interval '1 hour'
+                            AND (d.synced_generation = d.generation OR NOT $2)
                             AND NOT EXISTS (SELECT FROM scheduled_prompt_runs r WHERE r.prompt_id = d.id)
                           ORDER BY d.deleted_at LIMIT $1) old
                   WHERE p.id = old.id
                  RETURNING p.id",
-                &[&rows_max],
+                &[&rows_max, &have_entries],
             ),
             step(
                 "-- retention::backfills

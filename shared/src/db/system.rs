@@ -151,6 +151,169 @@ pub async fn tenants(
         .collect()
 }
 
+/// A prompt, and whose it is.
+pub type Owned = (TenantId, PromptId);
+
+/// Tenants with prompts whose entries do not follow their rows, in the order of their ids.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn unsynced_tenants(
+    db: &Db,
+    after: TenantId,
+    rows_max: i32,
+) -> Result<Vec<TenantId>, DbError> {
+    let rows = query(
+        &db.system().await?,
+        "-- system::unsynced_tenants
+         SELECT tenant_id FROM system_unsynced_tenants($1, $2)",
+        &[&after.uuid(), &rows_max],
+    )
+    .await?;
+    rows.iter()
+        .map(|row| Ok(TenantId::from(column::<Uuid>(row, "tenant_id")?)))
+        .collect()
+}
+
+/// Prompts of these tenants whose entries are to be made to follow their rows now, each tenant in
+/// turn.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn unsynced_prompts(
+    db: &Db,
+    tenants: &[TenantId],
+    rows_max: i32,
+) -> Result<Vec<Owned>, DbError> {
+    let tenants: Vec<Uuid> = tenants.iter().map(|tenant| tenant.uuid()).collect();
+    let rows = query(
+        &db.system().await?,
+        "-- system::unsynced_prompts
+         SELECT tenant_id, prompt_id FROM system_unsynced_prompts($1, $2)",
+        &[&tenants, &rows_max],
+    )
+    .await?;
+    rows.iter().map(owned).collect()
+}
+
+/// Prompts that may have entries, in the order of their ids.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn prompts_with_entries(
+    db: &Db,
+    after: PromptId,
+    rows_max: i32,
+) -> Result<Vec<Owned>, DbError> {
+    let rows = query(
+        &db.system().await?,
+        "-- system::prompts_with_entries
+         SELECT tenant_id, prompt_id FROM system_prompts_with_entries($1, $2)",
+        &[&after.uuid(), &rows_max],
+    )
+    .await?;
+    rows.iter().map(owned).collect()
+}
+
+/// A prompt that may have entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntryOwner {
+    /// Whose.
+    pub tenant_id: TenantId,
+    /// Which.
+    pub prompt_id: PromptId,
+    /// It has no slots, hence no entries.
+    pub is_manual: bool,
+    /// Its entries are to fire.
+    pub is_active: bool,
+}
+
+/// Which of these prompts may have entries.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn entries_of(db: &Db, prompts: &[PromptId]) -> Result<Vec<EntryOwner>, DbError> {
+    let prompts: Vec<Uuid> = prompts.iter().map(|prompt| prompt.uuid()).collect();
+    let rows = query(
+        &db.system().await?,
+        "-- system::entries_of
+         SELECT tenant_id, prompt_id, is_manual, is_active FROM system_entries_of($1)",
+        &[&prompts],
+    )
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let (tenant_id, prompt_id) = owned(row)?;
+            Ok(EntryOwner {
+                tenant_id,
+                prompt_id,
+                is_manual: column(row, "is_manual")?,
+                is_active: column(row, "is_active")?,
+            })
+        })
+        .collect()
+}
+
+/// Where the search for drift goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriftCursor {
+    /// AWS's token for the next page of entries; `None`: from the start.
+    pub list_token: Option<String>,
+    /// The prompt whose entries were compared last.
+    pub prompt_after: PromptId,
+    /// The last tenant whose changes were looked for.
+    pub tenant_after: TenantId,
+}
+
+/// Where the search for drift goes on.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn drift_cursor(db: &Db) -> Result<DriftCursor, DbError> {
+    let rows = query(
+        &db.system().await?,
+        "-- system::drift_cursor
+         SELECT list_token, prompt_after, tenant_after FROM system_drift_cursor()",
+        &[],
+    )
+    .await?;
+    let row = rows.first().ok_or_else(|| DbError::Stored {
+        what: "drift cursor",
+        detail: "its row is gone".to_owned(),
+    })?;
+    Ok(DriftCursor {
+        list_token: column(row, "list_token")?,
+        prompt_after: PromptId::from(column::<Uuid>(row, "prompt_after")?),
+        tenant_after: TenantId::from(column::<Uuid>(row, "tenant_after")?),
+    })
+}
+
+/// Notes where the search for drift goes on.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn move_drift_cursor(db: &Db, cursor: &DriftCursor) -> Result<(), DbError> {
+    query(
+        &db.system().await?,
+        "-- system::move_drift_cursor
+         SELECT system_move_drift_cursor($1, $2, $3)",
+        &[
+            &cursor.list_token,
+            &cursor.prompt_after.uuid(),
+            &cursor.tenant_after.uuid(),
+        ],
+    )
+    .await
+    .map(drop)
+}
+
+fn owned(row: &Row) -> Result<Owned, DbError> {
+    Ok((
+        TenantId::from(column::<Uuid>(row, "tenant_id")?),
+        PromptId::from(column::<Uuid>(row, "prompt_id")?),
+    ))
+}
+
 async fn query(connection: &Object, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, DbError> {
     let statement = connection.prepare_cached(sql).await?;
     Ok(connection.query(&statement, params).await?)

@@ -31,6 +31,11 @@ pub struct Entry {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub end_date: Option<DateTime<Utc>>,
+    /// It fires within so many minutes of a slot, as the prompt's jitter has it; left out: within the
+    /// slot's own minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, minimum = 1, maximum = 60)]
+    pub flexible_window_minutes: Option<u32>,
 }
 
 /// Why EventBridge Scheduler would refuse an expression.

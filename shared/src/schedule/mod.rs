@@ -229,6 +229,7 @@ impl Schedule {
                     timezone: Some(timezone.name().to_owned()),
                     start_date,
                     end_date,
+                    flexible_window_minutes: None,
                 })
                 .collect(),
             Plan::Rate { every, anchor } => vec![Entry {
@@ -236,12 +237,14 @@ impl Schedule {
                 timezone: None,
                 start_date: self.next(*anchor - margin),
                 end_date,
+                flexible_window_minutes: None,
             }],
             Plan::At(at) => vec![Entry {
                 expression: format!("at({})", at.format("%Y-%m-%dT%H:%M:%S")),
                 timezone: Some(Tz::UTC.name().to_owned()),
                 start_date: None,
                 end_date: None,
+                flexible_window_minutes: None,
             }],
             Plan::Never => Vec::new(),
         }

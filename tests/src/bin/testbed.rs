@@ -1,6 +1,6 @@
 //! Runs a command with the servers that the tests need, and stops them all when it ends.
 //!
-//! `testbed [--with aimock,litellm,smtp,webhook | --with none] -- <command…>`
+//! `testbed [--with aimock,litellm,smtp,webhook,ministack,moto | --with none] -- <command…>`
 //!
 //! It never touches a server that it did not start. `./dev` calls it, and installs the peers.
 
@@ -28,7 +28,8 @@ const COMMAND_STOP_LIMIT: Duration = Duration::from_secs(30);
 /// Runs a command with a throwaway PostgreSQL and the servers around Carillon.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Which peers to start, separated by commas: aimock, litellm, smtp, webhook; or none.
+    /// Which peers to start, separated by commas: aimock, litellm, smtp, webhook, ministack,
+    /// moto; or none.
     #[arg(long, default_value = "aimock,smtp,webhook")]
     with: String,
     /// The command, after `--`.

@@ -47,6 +47,24 @@ async fn crowd(world: &World, tenant: &Tenant, count: usize) -> Value {
 }
 
 #[tokio::test]
+async fn a_preview_shows_the_jitter_as_the_entries_flexible_window() {
+    let world = World::new().await;
+    let tenant = world.tenant("ada").await;
+    let both_days = json!({"type": "cron", "expression": "0 9 1 * 1", "timezone": "UTC"});
+    let asked = body(json!({"schedule": both_days, "jitter_minutes": 15}));
+    let reply = world.post(&tenant.key, PATH, asked).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(reply.body["jitter"]["minutes"], 15);
+    assert_eq!(
+        reply.body["eventbridge"],
+        json!([
+            {"expression": "cron(0 9 1 * ? *)", "timezone": "UTC", "flexible_window_minutes": 15},
+            {"expression": "cron(0 9 ? * MON *)", "timezone": "UTC", "flexible_window_minutes": 15},
+        ])
+    );
+}
+
+#[tokio::test]
 async fn a_preview_needs_no_right_to_write_and_writes_nothing() {
     let world = World::new().await;
     let tenant = world.tenant("ada").await;

@@ -19,6 +19,7 @@ use shared::{
     outbound::Policy,
     price::Catalog,
     queue::{Queue, WakeUps},
+    scheduler::Scheduler,
     seal::Sealer,
     secret::Secret,
 };
@@ -66,6 +67,7 @@ impl World {
         let app = App::new(AppParts {
             db: Db::connect(&config).await.unwrap(),
             queue,
+            scheduler: Scheduler::Local,
             sealer: Sealer::from_base64(&format!("{}=", "A".repeat(43))).unwrap(),
             catalog: Catalog::shipped(),
             outbound: Policy::PUBLIC,

@@ -227,6 +227,15 @@ fn preview_explains_itself_in_a_table() {
 }
 
 #[test]
+fn preview_tells_the_flexible_window() {
+    let output = carillon(&["preview", "0 9 * * *", "--jitter-minutes", "15"]);
+    let told = String::from_utf8(output.stdout).unwrap();
+    let line =
+        "EventBridge Scheduler: cron(0 9 * * ? *) in UTC, within a flexible window of 15 min";
+    assert!(told.lines().any(|told| told == line), "{told}");
+}
+
+#[test]
 fn preview_reads_a_calendar_of_holidays() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("UK bank_holidays.ics");

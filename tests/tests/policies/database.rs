@@ -28,6 +28,7 @@ use shared::outbound::Policy;
 use shared::price::Catalog;
 use shared::queue::Queue;
 use shared::run::RunStatus;
+use shared::scheduler::Scheduler;
 use shared::seal::Sealer;
 use shared::secret::Secret;
 use tests::stage::{config, migrations_hash};
@@ -72,6 +73,7 @@ impl Sim {
         let app = App::new(AppParts {
             db: db.clone(),
             queue: Queue::local(1).0,
+            scheduler: Scheduler::Local,
             sealer: Sealer::from_base64(&format!("{}=", "A".repeat(43))).unwrap(),
             catalog: Catalog::shipped(),
             outbound: Policy::PUBLIC,

@@ -330,6 +330,7 @@ async fn a_tenant_without_a_free_place_and_one_that_is_suspended_fill_no_sweep()
 fn executor(db: &Db, folder: &std::path::Path) -> Executor {
     Executor {
         db: db.clone(),
+        queue: Queue::local(1).0,
         models: Models::new(
             ProvidersConfig {
                 allow_echo: true,

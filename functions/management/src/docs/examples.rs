@@ -233,6 +233,8 @@ fn prompt() -> Value {
         "updated_at": "2026-03-11T08:05:00Z",
         "completed_at": null,
         "cancelled_at": null,
+        "sync": "synced",
+        "sync_error": null,
     })
 }
 
@@ -261,6 +263,8 @@ fn spec() -> Value {
             "updated_at",
             "completed_at",
             "cancelled_at",
+            "sync",
+            "sync_error",
         ],
     )
 }

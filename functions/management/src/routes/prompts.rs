@@ -33,6 +33,7 @@ use shared::{
     prompt::{NAME_CHARS_MAX, PromptBody, PromptPatch, TAG_CHARS_MAX, TAGS_MAX},
     run::RunTrigger,
     schedule::ScheduleType,
+    scheduler::Scheduler,
 };
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -106,8 +107,11 @@ async fn create_prompt(
     query.finish()?;
     let handler = async |tx: &TenantTx| {
         let prompt = change::create(&app, tx, caller.user_id(), &command.json()?).await?;
-        let path = format!("/v1/prompts/{}", prompt.id);
-        Ok(answer(StatusCode::CREATED, prompt)?.location(path))
+        let id = prompt.id;
+        let path = format!("/v1/prompts/{id}");
+        Ok(answer(&app, StatusCode::CREATED, prompt)?
+            .location(path)
+            .apply(id))
     };
     command
         .run(&app, &caller, Role::Editor, Action::PromptCreated, handler)
@@ -131,7 +135,7 @@ async fn list_prompts(
     let list = List::read(query)?;
     let tx = app.db.tenant(caller.tenant_id()).await?;
     let rows = prompts::list(tx, &list.filter, &list.sort, list.order, list.limit.fetch()).await?;
-    Ok(Json(list.page(rows)))
+    Ok(Json(list.page(rows, &app.scheduler)))
 }
 
 /// Read a prompt
@@ -156,7 +160,7 @@ async fn get_prompt(
         .await?
         .ok_or_else(ApiError::not_found)?;
     let etag = (header::ETAG, format!("\"{}\"", prompt.version));
-    Ok(([etag], Json(PromptView::from(prompt))).into_response())
+    Ok(([etag], Json(PromptView::new(prompt, &app.scheduler))).into_response())
 }
 
 /// Replace a prompt
@@ -190,7 +194,8 @@ async fn replace_prompt(
     query.finish()?;
     let handler = async |tx: &TenantTx| {
         let body = command.json()?;
-        changed(change::edit(&app, tx, id, &if_match, Edit::Replace(&body)).await?)
+        let edit = change::edit(&app, tx, id, &if_match, Edit::Replace(&body));
+        changed(&app, edit.await?)
     };
     command
         .run(&app, &caller, Role::Editor, Action::PromptUpdated, handler)
@@ -227,7 +232,8 @@ async fn patch_prompt(
     query.finish()?;
     let handler = async |tx: &TenantTx| {
         let patch = command.json()?;
-        changed(change::edit(&app, tx, id, &if_match, Edit::Merge(&patch)).await?)
+        let edit = change::edit(&app, tx, id, &if_match, Edit::Merge(&patch));
+        changed(&app, edit.await?)
     };
     command
         .run(&app, &caller, Role::Editor, Action::PromptUpdated, handler)
@@ -253,7 +259,7 @@ async fn delete_prompt(
     query.finish()?;
     let handler = async |tx: &TenantTx| {
         change::delete(tx, id).await?;
-        Ok(Answer::no_content().about(id.uuid()))
+        Ok(Answer::no_content().about(id.uuid()).apply(id))
     };
     command
         .run(&app, &caller, Role::Editor, Action::PromptDeleted, handler)
@@ -285,7 +291,7 @@ async fn pause_prompt(
     query.finish()?;
     let handler = async |tx: &TenantTx| {
         let body = command.json_or_empty()?;
-        changed(change::pause(tx, id, note(&body)?).await?)
+        changed(&app, change::pause(tx, id, note(&body)?).await?)
     };
     command
         .run(&app, &caller, Role::Editor, Action::PromptPaused, handler)
@@ -316,7 +322,7 @@ async fn resume_prompt(
     command: Command,
 ) -> Result<Response, ApiError> {
     query.finish()?;
-    let handler = async |tx: &TenantTx| changed(change::resume(tx, id).await?);
+    let handler = async |tx: &TenantTx| changed(&app, change::resume(tx, id).await?);
     command
         .run(&app, &caller, Role::Editor, Action::PromptResumed, handler)
         .await
@@ -347,7 +353,7 @@ async fn cancel_prompt(
     query.finish()?;
     let handler = async |tx: &TenantTx| {
         let body = command.json_or_empty()?;
-        changed(change::cancel(tx, id, note(&body)?).await?)
+        changed(&app, change::cancel(tx, id, note(&body)?).await?)
     };
     command
         .run(
@@ -488,17 +494,20 @@ fn trigger(body: &Value) -> Result<RunTrigger, ApiError> {
     Ok(fields.finish(Some(trigger))?)
 }
 
-fn answer(status: StatusCode, prompt: Prompt) -> Result<Answer, ApiError> {
+fn answer(app: &App, status: StatusCode, prompt: Prompt) -> Result<Answer, ApiError> {
     let (id, version) = (prompt.id, prompt.version);
-    Ok(Answer::json(status, &PromptView::from(prompt))?
-        .etag(version)
-        .about(id.uuid()))
+    Ok(
+        Answer::json(status, &PromptView::new(prompt, &app.scheduler))?
+            .etag(version)
+            .about(id.uuid()),
+    )
 }
 
-fn changed(changed: Changed) -> Result<Answer, ApiError> {
-    let answer = answer(StatusCode::OK, changed.prompt)?;
+fn changed(app: &App, changed: Changed) -> Result<Answer, ApiError> {
+    let id = changed.prompt.id;
+    let answer = answer(app, StatusCode::OK, changed.prompt)?;
     Ok(match changed.fields {
-        Some(fields) => answer.detail(json!({ "fields": fields })),
+        Some(fields) => answer.detail(json!({ "fields": fields })).apply(id),
         None => answer.unchanged(),
     })
 }
@@ -666,11 +675,11 @@ impl List {
         })
     }
 
-    fn page(&self, rows: Vec<Prompt>) -> Page<PromptSummary> {
+    fn page(&self, rows: Vec<Prompt>, scheduler: &Scheduler) -> Page<PromptSummary> {
         match self.sort {
-            Sort::Created(_) => self.page_by(rows, |prompt| prompt.created_at),
-            Sort::NextRun(_) => self.page_by(rows, |prompt| prompt.next_run_at),
-            Sort::Name(_) => self.page_by(rows, |prompt| {
+            Sort::Created(_) => self.page_by(rows, scheduler, |prompt| prompt.created_at),
+            Sort::NextRun(_) => self.page_by(rows, scheduler, |prompt| prompt.next_run_at),
+            Sort::Name(_) => self.page_by(rows, scheduler, |prompt| {
                 let name = prompt.spec.get("prompt_name").and_then(Value::as_str);
                 name.unwrap_or_default().to_owned()
             }),
@@ -680,10 +689,12 @@ impl List {
     fn page_by<K: SortKey>(
         &self,
         rows: Vec<Prompt>,
+        scheduler: &Scheduler,
         key: impl Fn(&Prompt) -> K,
     ) -> Page<PromptSummary> {
         let place = |prompt: &Prompt| (key(prompt), prompt.id.uuid());
-        Page::new(rows, self.limit, self.scope, place, PromptSummary::from)
+        let summary = |prompt| PromptSummary::new(prompt, scheduler);
+        Page::new(rows, self.limit, self.scope, place, summary)
     }
 }
 

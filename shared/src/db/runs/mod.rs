@@ -11,7 +11,7 @@ mod record;
 
 pub use change::{Changed, Enqueue, QUEUED_MAX, cancel, cancel_queued, enqueue, retry};
 pub use claim::{
-    Claim, Intent, LockedRun, NextStep, claim, defer, lock, renew, skip, vanished_claim,
+    Claim, Intent, LockedRun, NextStep, claim, defer, lock, renew, skip, take_over, vanished_claim,
 };
 pub use plan::{DuePrompt, Writing, lock_due, write_plan};
 pub use record::{
@@ -28,7 +28,11 @@ use serde_json::Value;
 use tokio_postgres::Row;
 
 use super::{DbError, calendars::holidays_of, column, prompts::dropped_row};
-use crate::exclusion::Holidays;
+use crate::{
+    exclusion::Holidays,
+    prompt::PromptSpec,
+    slots::{self, Dropped},
+};
 
 /// What a prompt's slots follow from, and the first that is not accounted for.
 #[derive(Debug, Clone)]
@@ -39,6 +43,17 @@ pub struct DueSlots {
     pub spec: Value,
     /// What the calendars hold that it names.
     pub holidays: Holidays,
+}
+
+impl DueSlots {
+    /// What of it is due. Of a prompt whose stored text cannot be read, that is its first slot.
+    #[must_use]
+    pub fn dropped(&self, now: DateTime<Utc>) -> Option<Dropped> {
+        let spec = PromptSpec::from_stored(&self.spec).ok();
+        slots::dropped(self.first, now, |after| {
+            spec.as_ref()?.next_slot(after, &self.holidays)
+        })
+    }
 }
 
 /// The columns of [`DueSlots`], of a prompt `p` and its version `v`.

@@ -24,6 +24,8 @@ pub struct DuePrompt {
     pub now: DateTime<Utc>,
     /// Its first slot that is not accounted for, and what the others follow from.
     pub slots: DueSlots,
+    /// Counts the changes that the scheduler's entries follow.
+    pub generation: i64,
     /// The version that new runs use.
     pub spec_version: i64,
     /// The output of the last success, where that version may name it.
@@ -73,7 +75,7 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
             step(
                 concat!(
                     "-- runs::due
-                     SELECT p.spec_version, p.run_count, p.max_runs, ",
+                     SELECT p.generation, p.spec_version, p.run_count, p.max_runs, ",
                     due_slots!(),
                     ", ",
                     previous_output!("p.id"),
@@ -130,6 +132,7 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
         prompt_id,
         now: column(capacity, "now")?,
         slots: read_due_slots(prompt)?,
+        generation: column(prompt, "generation")?,
         spec_version: column(prompt, "spec_version")?,
         previous_output: column(prompt, "previous_output")?,
         runs_left: max_runs.map(|max| u64::try_from(max - taken).unwrap_or(0)),

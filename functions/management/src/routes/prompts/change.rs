@@ -100,6 +100,8 @@ pub(super) async fn edit(
             | PromptStatus::Failed
             | PromptStatus::Cancelled => None,
         }),
+        // An entry knows of no exclusions.
+        reschedules: changes("schedule") || changes("jitter_minutes"),
         webhook_urls: &webhook_urls(&spec),
         calendars: named.as_deref(),
     };

@@ -123,7 +123,8 @@ pub(super) async fn restore_prompt_version(
         let version = versions::find(tx, id, version)
             .await?
             .ok_or_else(ApiError::not_found)?;
-        changed(change::edit(&app, tx, id, &if_match, Edit::Replace(&version.spec)).await?)
+        let edit = change::edit(&app, tx, id, &if_match, Edit::Replace(&version.spec));
+        changed(&app, edit.await?)
     };
     command
         .run(&app, &caller, Role::Editor, Action::PromptRestored, handler)

@@ -11,6 +11,7 @@ use shared::{
     prompt::PromptSpec,
     run::RunStatus,
     schedule::ScheduleType,
+    scheduler::{Scheduler, SyncStatus},
 };
 use utoipa::{
     PartialSchema, ToSchema,
@@ -95,28 +96,36 @@ struct Standing {
     /// When it was cancelled.
     #[schema(required)]
     cancelled_at: Option<DateTime<Utc>>,
+    /// Whether the scheduler follows the prompt yet. Its slots fire in any case, up to a minute
+    /// late while it does not. An answer that is given again for its `Idempotency-Key` says how it stood
+    /// while the change was made.
+    sync: SyncStatus,
+    /// Why it does not, if a try has failed.
+    #[schema(required)]
+    sync_error: Option<String>,
 }
 
-impl From<Prompt> for PromptView {
-    fn from(mut prompt: Prompt) -> Self {
+impl PromptView {
+    pub(super) fn new(mut prompt: Prompt, scheduler: &Scheduler) -> Self {
         Self {
             spec: prompt.spec.take(),
-            standing: prompt.into(),
+            standing: Standing::new(prompt, scheduler),
         }
     }
 }
 
-impl From<Prompt> for PromptSummary {
-    fn from(mut prompt: Prompt) -> Self {
+impl PromptSummary {
+    pub(super) fn new(mut prompt: Prompt, scheduler: &Scheduler) -> Self {
         Self {
             spec: prompt.spec.take(),
-            standing: prompt.into(),
+            standing: Standing::new(prompt, scheduler),
         }
     }
 }
 
-impl From<Prompt> for Standing {
-    fn from(prompt: Prompt) -> Self {
+impl Standing {
+    fn new(prompt: Prompt, scheduler: &Scheduler) -> Self {
+        let sync = scheduler.standing(&prompt.sync);
         Self {
             id: prompt.id,
             user_id: prompt.user_id,
@@ -138,6 +147,8 @@ impl From<Prompt> for Standing {
             updated_at: prompt.updated_at,
             completed_at: prompt.completed_at,
             cancelled_at: prompt.cancelled_at,
+            sync: sync.status,
+            sync_error: sync.error,
         }
     }
 }

@@ -1,13 +1,28 @@
 //! Wake-ups on their way to the executor.
+//!
+//! A queue carries no truth. What it has no room for, does not take in time, or loses is found again
+//! by the sweeper; so sending one gives no error, and nothing here says what a message holds.
+
+mod dead_letters;
+mod sqs;
 
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::mpsc;
 
+pub use self::{
+    dead_letters::{DeadLetters, Letter},
+    sqs::{QueueError, Sqs, read_url},
+};
 use crate::message::WakeUp;
+
+/// The longest delay of a message (SQS Developer Guide, "Amazon SQS message timers"). What is due
+/// later is left to the sweeper.
+pub const DELAY_MAX: Duration = Duration::from_secs(900);
 
 /// Where wake-ups go.
 #[derive(Debug, Clone)]
@@ -19,6 +34,8 @@ pub enum Queue {
         /// What waits in it.
         waiting: Waiting,
     },
+    /// A standard queue of SQS.
+    Sqs(Sqs),
 }
 
 /// Wake-ups that wait: the sweeper finds the same work every second, and one of each is enough.
@@ -44,21 +61,29 @@ impl Queue {
         (Self::Local { sender, waiting }, wake_ups)
     }
 
-    /// Sends a wake-up if there is room; one that waits already counts as sent. A full queue loses
-    /// it: the sweeper finds the work again.
-    pub fn offer(&self, wake_up: WakeUp) -> bool {
+    /// Sends wake-ups that are to arrive after `delay`, and says how many were taken. The sweeper
+    /// finds the others again, and those whose delay is over [`DELAY_MAX`].
+    ///
+    /// Inside a process the sweeper looks every second, so there a delayed one is left to it.
+    pub async fn offer(&self, wake_ups: &[WakeUp], delay: Duration) -> usize {
         match self {
+            Self::Local { .. } if !delay.is_zero() => 0,
             Self::Local { sender, waiting } => {
                 let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-                if waiting.contains(&wake_up) {
-                    return true;
+                let mut taken = 0;
+                for wake_up in wake_ups {
+                    // One that waits already counts as taken.
+                    if waiting.contains(wake_up) {
+                        taken += 1;
+                    } else if sender.try_send(*wake_up).is_ok() {
+                        waiting.insert(*wake_up);
+                        taken += 1;
+                    }
                 }
-                let sent = sender.try_send(wake_up).is_ok();
-                if sent {
-                    waiting.insert(wake_up);
-                }
-                sent
+                taken
             }
+            Self::Sqs(_) if delay > DELAY_MAX => 0,
+            Self::Sqs(sqs) => sqs.send(wake_ups, delay).await,
         }
     }
 }
@@ -91,14 +116,21 @@ mod tests {
     async fn one_of_each_waits_and_a_full_queue_says_so() {
         let (queue, mut wake_ups) = Queue::local(2);
         let (first, second) = (run(), run());
-        assert!(queue.offer(first));
-        assert!(queue.offer(first));
-        assert!(queue.offer(second));
-        assert!(!queue.offer(run()));
+        let offer = async |wake_ups: &[WakeUp]| queue.offer(wake_ups, Duration::ZERO).await;
+        assert_eq!(offer(&[first, first]).await, 2);
+        assert_eq!(offer(&[second, run()]).await, 1);
         assert_eq!(wake_ups.next().await, Some(first));
-        assert!(queue.offer(first));
+        assert_eq!(offer(&[first]).await, 1);
         assert_eq!(wake_ups.next().await, Some(second));
         assert_eq!(wake_ups.next().await, Some(first));
+        drop(queue);
+        assert_eq!(wake_ups.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn inside_a_process_what_is_due_later_is_left_to_the_sweeper() {
+        let (queue, mut wake_ups) = Queue::local(2);
+        assert_eq!(queue.offer(&[run()], Duration::from_secs(1)).await, 0);
         drop(queue);
         assert_eq!(wake_ups.next().await, None);
     }

@@ -1,0 +1,46 @@
+//! The sweeper on AWS Lambda, invoked every minute by a schedule.
+
+use std::{sync::Mutex, time::Duration};
+
+use anyhow::Context;
+use lambda_runtime::{Error, LambdaEvent, service_fn};
+use serde::de::IgnoredAny;
+use shared::{
+    aws,
+    db::Db,
+    queue::{DeadLetters, Queue, Sqs},
+    scheduler::{EventBridge, Scheduler},
+    telemetry,
+};
+use sweeper::{config::Config, turn::Sweeper};
+
+/// What all wake-ups of a sweep may take together.
+const WAKE_UPS_LIMIT: Duration = Duration::from_secs(20);
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let config = Config::from_env()?;
+    telemetry::init(telemetry::Reader::Machine, "info");
+    let sweeper = sweeper(config).await?;
+    let handler = service_fn(async |event: LambdaEvent<IgnoredAny>| {
+        let deadline = aws::deadline(event.context.deadline());
+        sweeper.turn(deadline).await.map_err(Error::from)
+    });
+    lambda_runtime::run(handler)
+        .await
+        .map_err(|error| anyhow::anyhow!(error))
+}
+
+async fn sweeper(config: Config) -> anyhow::Result<Sweeper> {
+    let aws = aws::config().await;
+    let queues = config.dead_letter_queue_urls.into_iter();
+    Ok(Sweeper {
+        db: Db::connect(&config.db)
+            .await
+            .context("cannot use the database")?,
+        queue: Queue::Sqs(Sqs::new(&aws, config.queue_url, WAKE_UPS_LIMIT)),
+        dead_letters: queues.map(|url| DeadLetters::new(&aws, url)).collect(),
+        scheduler: Scheduler::EventBridge(EventBridge::new(&aws, config.scheduler)),
+        retention_after: Mutex::new(None),
+    })
+}

@@ -1,0 +1,434 @@
+//! What can go wrong with a call of EventBridge Scheduler, and what follows from it.
+
+use std::time::Duration;
+
+use aws_sdk_scheduler::{
+    config::http::HttpResponse,
+    error::{ProvideErrorMetadata, SdkError},
+};
+
+/// A call without success.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{cause}")]
+pub struct CallError {
+    /// Why.
+    pub cause: Cause,
+    /// How long AWS asks to wait.
+    pub retry_after: Option<Duration>,
+    /// What AWS or the client said, for the operator.
+    pub detail: String,
+}
+
+/// Why a call had no success. The text of each is fit for a tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Cause {
+    /// Too many calls for the moment.
+    #[error("the scheduler asks to slow down; it is tried again by itself")]
+    Throttled,
+    /// AWS has a fault.
+    #[error("the scheduler is not available; it is tried again by itself")]
+    Unavailable,
+    /// No answer in time; the call may have had its effect.
+    #[error("the scheduler did not answer in time; it is tried again by itself")]
+    TimedOut,
+    /// No connection, or one that broke; the call may have had its effect.
+    #[error("the scheduler cannot be reached; it is tried again by itself")]
+    Unreachable,
+    /// An answer that cannot be read; the call may have had its effect.
+    #[error("the scheduler's answer cannot be read; it is tried again by itself")]
+    Garbled,
+    /// AWS is busy with the same entry, or has one where there should be none.
+    #[error("the scheduler is busy with this entry; it is tried again by itself")]
+    Conflict,
+    /// The entry is not there, or the group that it is to stand in: a missing entry alone is no
+    /// failure.
+    #[error("the schedule group is missing; the operator has to create it")]
+    NotThere,
+    /// The account has as many entries as it may.
+    #[error("the scheduler's quota is used up; the operator has to raise it")]
+    OverQuota,
+    /// The credentials, the role or its rights are wrong.
+    #[error("the scheduler refuses access; the operator has to look at the rights")]
+    Denied,
+    /// It could not be put together: no region, no credentials.
+    #[error(
+        "the scheduler cannot be called from here; the operator has to look at the configuration"
+    )]
+    NotSent,
+    /// AWS does not take this entry.
+    #[error("the scheduler does not take this schedule; change it, or ask the operator")]
+    Invalid,
+    /// A refusal that no AWS page names.
+    #[error("the scheduler refused for an unknown reason; the operator has to look")]
+    Unknown,
+}
+
+/// What follows from a failed call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    /// The same call may succeed a moment later.
+    Retry,
+    /// Only the operator can help; the call is worth trying now and then.
+    Wait,
+    /// This entry will not be taken.
+    GiveUp,
+}
+
+impl Cause {
+    /// What follows.
+    #[must_use]
+    pub fn disposition(self) -> Disposition {
+        match self {
+            Self::Throttled
+            | Self::Unavailable
+            | Self::TimedOut
+            | Self::Unreachable
+            | Self::Garbled
+            | Self::Conflict => Disposition::Retry,
+            Self::NotThere | Self::OverQuota | Self::Denied | Self::NotSent | Self::Unknown => {
+                Disposition::Wait
+            }
+            Self::Invalid => Disposition::GiveUp,
+        }
+    }
+
+    /// Whether the call may take effect although it failed, now or a little later.
+    #[must_use]
+    pub fn outcome_unknown(self) -> bool {
+        match self {
+            Self::TimedOut | Self::Unreachable | Self::Garbled | Self::Unavailable => true,
+            Self::Throttled
+            | Self::Conflict
+            | Self::NotThere
+            | Self::OverQuota
+            | Self::Denied
+            | Self::NotSent
+            | Self::Invalid
+            | Self::Unknown => false,
+        }
+    }
+
+    /// Whether others would fail the same way, so that asking for them now is of no use.
+    #[must_use]
+    pub fn concerns_all(self) -> bool {
+        match self {
+            Self::Throttled
+            | Self::Unavailable
+            | Self::TimedOut
+            | Self::Unreachable
+            | Self::NotThere
+            | Self::Denied
+            | Self::NotSent => true,
+            Self::Garbled | Self::Conflict | Self::OverQuota | Self::Invalid | Self::Unknown => {
+                false
+            }
+        }
+    }
+}
+
+impl CallError {
+    /// The deadline passed while the call was under way.
+    #[must_use]
+    pub fn deadline() -> Self {
+        Self {
+            cause: Cause::TimedOut,
+            retry_after: None,
+            detail: "our deadline passed".to_owned(),
+        }
+    }
+
+    /// Reads what the client gave.
+    pub(super) fn of<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Self {
+        let response = error.raw_response();
+        Self {
+            cause: cause(error),
+            retry_after: response.and_then(retry_after),
+            detail: detail(error),
+        }
+    }
+}
+
+fn cause<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Cause {
+    match error {
+        SdkError::ServiceError(refusal) => {
+            let status = refusal.raw().status().as_u16();
+            let code = refusal.err().code().unwrap_or_default();
+            let cause = refused(code, status);
+            // AWS says of a role that it cannot assume that the request is not valid.
+            if cause == Cause::Invalid && names_the_role(refusal.err()) {
+                Cause::Denied
+            } else {
+                cause
+            }
+        }
+        SdkError::TimeoutError(_) => Cause::TimedOut,
+        SdkError::DispatchFailure(failure) if failure.is_timeout() => Cause::TimedOut,
+        // A request that the client itself thinks wrong, such as one without a region.
+        SdkError::DispatchFailure(failure) if failure.is_user() => Cause::NotSent,
+        SdkError::DispatchFailure(_) => Cause::Unreachable,
+        SdkError::ResponseError(broken) => match broken.raw().status().as_u16() {
+            500.. => Cause::Unavailable,
+            _ => Cause::Garbled,
+        },
+        SdkError::ConstructionFailure(_) => Cause::NotSent,
+        // The client's own list may grow.
+        _ => Cause::Unreachable,
+    }
+}
+
+fn names_the_role<E: ProvideErrorMetadata>(refusal: &E) -> bool {
+    let message = refusal.message().unwrap_or_default();
+    message.contains("execution role") || message.contains("assume the role")
+}
+
+/// The codes of the API reference, "CreateSchedule" and "Common Error Types"; the status counts
+/// where a code is missing or new.
+fn refused(code: &str, status: u16) -> Cause {
+    match (code, status) {
+        (
+            "ThrottlingException"
+            | "Throttling"
+            | "TooManyRequestsException"
+            | "RequestLimitExceeded"
+            | "SlowDown",
+            _,
+        ) => Cause::Throttled,
+        ("InternalServerException" | "InternalFailure" | "ServiceUnavailable", _) => {
+            Cause::Unavailable
+        }
+        ("ConflictException", _) => Cause::Conflict,
+        ("ResourceNotFoundException", _) => Cause::NotThere,
+        ("ServiceQuotaExceededException", _) => Cause::OverQuota,
+        ("ValidationException" | "ValidationError", _) => Cause::Invalid,
+        (
+            "AccessDeniedException"
+            | "NotAuthorized"
+            | "OptInRequired"
+            | "ExpiredTokenException"
+            | "UnrecognizedClientException"
+            | "InvalidClientTokenId"
+            | "InvalidSignatureException"
+            | "IncompleteSignature"
+            | "MissingAuthenticationToken"
+            | "RequestExpired",
+            _,
+        ) => Cause::Denied,
+        (_, 429) => Cause::Throttled,
+        (_, 408) => Cause::TimedOut,
+        (_, 409) => Cause::Conflict,
+        (_, 401 | 403) => Cause::Denied,
+        (_, 500..) => Cause::Unavailable,
+        _ => Cause::Unknown,
+    }
+}
+
+/// `Retry-After` in seconds, or AWS's own header in milliseconds.
+fn retry_after(response: &HttpResponse) -> Option<Duration> {
+    let number = |name: &str| {
+        let value = response.headers().get(name)?;
+        value.trim().parse::<u64>().ok()
+    };
+    number("x-amz-retry-after")
+        .map(Duration::from_millis)
+        .or_else(|| number("retry-after").map(Duration::from_secs))
+}
+
+fn detail<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> String {
+    const CHARS_MAX: usize = 500;
+    let metadata = error.as_service_error();
+    let code = metadata.and_then(ProvideErrorMetadata::code);
+    let message = metadata.and_then(ProvideErrorMetadata::message);
+    let said = match (code, message) {
+        (Some(code), Some(message)) => format!("{code}: {message}"),
+        (Some(said), None) | (None, Some(said)) => said.to_owned(),
+        (None, None) => without_service(error),
+    };
+    said.chars().take(CHARS_MAX).collect()
+}
+
+/// The client's own words, and what lies behind them.
+fn without_service<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> String {
+    let status = error
+        .raw_response()
+        .map(|response| format!("status {}", response.status().as_u16()));
+    let mut causes = Vec::new();
+    if let SdkError::DispatchFailure(failure) = error
+        && let Some(connector) = failure.as_connector_error()
+    {
+        let first: &dyn std::error::Error = connector;
+        causes.extend(
+            std::iter::successors(Some(first), |cause| cause.source()).map(ToString::to_string),
+        );
+    }
+    let parts: Vec<_> = std::iter::once(error.to_string())
+        .chain(status)
+        .chain(causes)
+        .collect();
+    parts.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_scheduler::{
+        error::{BoxError, ConnectorError, ErrorMetadata},
+        operation::create_schedule::CreateScheduleError,
+    };
+
+    use super::*;
+
+    type Failed = SdkError<CreateScheduleError, HttpResponse>;
+
+    fn response(status: u16) -> HttpResponse {
+        HttpResponse::new(status.try_into().unwrap(), "{}".into())
+    }
+
+    fn refusal(status: u16, code: &str) -> Failed {
+        let metadata = ErrorMetadata::builder().code(code).message("words").build();
+        SdkError::service_error(CreateScheduleError::generic(metadata), response(status))
+    }
+
+    fn no_detail() -> BoxError {
+        "detail".into()
+    }
+
+    #[test]
+    fn every_failure_has_a_cause_and_what_follows() {
+        use Disposition::{GiveUp, Retry, Wait};
+        let cases: [(Failed, Cause, Disposition); 27] = [
+            (refusal(429, "ThrottlingException"), Cause::Throttled, Retry),
+            (refusal(400, "ThrottlingException"), Cause::Throttled, Retry),
+            (refusal(503, "SlowDown"), Cause::Throttled, Retry),
+            (refusal(429, "New"), Cause::Throttled, Retry),
+            (
+                refusal(500, "InternalServerException"),
+                Cause::Unavailable,
+                Retry,
+            ),
+            (
+                refusal(503, "ServiceUnavailable"),
+                Cause::Unavailable,
+                Retry,
+            ),
+            (refusal(502, ""), Cause::Unavailable, Retry),
+            (refusal(409, "ConflictException"), Cause::Conflict, Retry),
+            // One emulator says so.
+            (refusal(400, "ConflictException"), Cause::Conflict, Retry),
+            (refusal(409, ""), Cause::Conflict, Retry),
+            (refusal(408, ""), Cause::TimedOut, Retry),
+            (
+                refusal(404, "ResourceNotFoundException"),
+                Cause::NotThere,
+                Wait,
+            ),
+            (
+                refusal(402, "ServiceQuotaExceededException"),
+                Cause::OverQuota,
+                Wait,
+            ),
+            (refusal(403, "AccessDeniedException"), Cause::Denied, Wait),
+            (refusal(403, "ExpiredTokenException"), Cause::Denied, Wait),
+            (
+                refusal(403, "InvalidSignatureException"),
+                Cause::Denied,
+                Wait,
+            ),
+            (refusal(400, "IncompleteSignature"), Cause::Denied, Wait),
+            (refusal(401, ""), Cause::Denied, Wait),
+            (refusal(400, "ValidationException"), Cause::Invalid, GiveUp),
+            (refusal(418, "TeapotException"), Cause::Unknown, Wait),
+            (
+                SdkError::construction_failure(no_detail()),
+                Cause::NotSent,
+                Wait,
+            ),
+            (SdkError::timeout_error(no_detail()), Cause::TimedOut, Retry),
+            (
+                SdkError::dispatch_failure(ConnectorError::timeout(no_detail())),
+                Cause::TimedOut,
+                Retry,
+            ),
+            (
+                SdkError::dispatch_failure(ConnectorError::io(no_detail())),
+                Cause::Unreachable,
+                Retry,
+            ),
+            (
+                SdkError::dispatch_failure(ConnectorError::user(no_detail())),
+                Cause::NotSent,
+                Wait,
+            ),
+            (
+                SdkError::response_error(no_detail(), response(200)),
+                Cause::Garbled,
+                Retry,
+            ),
+            (
+                SdkError::response_error(no_detail(), response(502)),
+                Cause::Unavailable,
+                Retry,
+            ),
+        ];
+        for (failed, cause, disposition) in cases {
+            let error = CallError::of(&failed);
+            assert_eq!(error.cause, cause, "{failed:?}");
+            assert_eq!(error.cause.disposition(), disposition, "{failed:?}");
+        }
+    }
+
+    #[test]
+    fn a_role_that_cannot_be_assumed_is_no_fault_of_the_entry() {
+        let message = "The execution role you provide must allow AWS EventBridge Scheduler to assume the role.";
+        let metadata = ErrorMetadata::builder()
+            .code("ValidationException")
+            .message(message)
+            .build();
+        let failed: Failed =
+            SdkError::service_error(CreateScheduleError::generic(metadata), response(400));
+        assert_eq!(CallError::of(&failed).cause, Cause::Denied);
+    }
+
+    #[test]
+    fn what_may_have_happened_is_known() {
+        for (failed, unknown) in [
+            (refusal(429, "ThrottlingException"), false),
+            (refusal(400, "ValidationException"), false),
+            (refusal(500, "InternalServerException"), true),
+            (SdkError::timeout_error(no_detail()), true),
+            (
+                SdkError::dispatch_failure(ConnectorError::io(no_detail())),
+                true,
+            ),
+        ] {
+            assert_eq!(CallError::of(&failed).cause.outcome_unknown(), unknown);
+        }
+    }
+
+    #[test]
+    fn aws_says_how_long_to_wait_in_two_ways() {
+        let asked = |name: &'static str, value: &'static str| {
+            let mut response = response(429);
+            response.headers_mut().insert(name, value);
+            let metadata = ErrorMetadata::builder().code("ThrottlingException").build();
+            let failed: Failed =
+                SdkError::service_error(CreateScheduleError::generic(metadata), response);
+            CallError::of(&failed).retry_after
+        };
+        assert_eq!(asked("retry-after", "3"), Some(Duration::from_secs(3)));
+        assert_eq!(
+            asked("x-amz-retry-after", "250"),
+            Some(Duration::from_millis(250))
+        );
+        assert_eq!(asked("retry-after", "Wed, 21 Oct 2026 07:28:00 GMT"), None);
+    }
+
+    #[test]
+    fn awss_own_words_are_no_part_of_what_a_tenant_reads() {
+        let error = CallError::of(&refusal(403, "AccessDeniedException"));
+        assert_eq!(error.detail, "AccessDeniedException: words");
+        assert!(!error.to_string().contains("words"));
+        let unsent: Failed =
+            SdkError::dispatch_failure(ConnectorError::io("no route to host".into()));
+        let detail = CallError::of(&unsent).detail;
+        assert!(detail.contains("no route to host"), "{detail}");
+    }
+}
