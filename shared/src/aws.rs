@@ -1,9 +1,15 @@
-//! What every client of AWS is built from, and how long an invocation has.
+//! What every client of AWS is built from, how a call of any service fails, and how long an
+//! invocation has.
+
+mod failure;
 
 use std::time::{Duration, SystemTime};
 
-use aws_config::{BehaviorVersion, SdkConfig};
+use aws_config::BehaviorVersion;
 use tokio::time::Instant;
+
+pub use self::failure::{Failed, Failure};
+pub use aws_config::SdkConfig;
 
 /// The longest time-out that a function may have (Lambda Developer Guide, "Configure Lambda function
 /// timeout").

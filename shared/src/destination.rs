@@ -248,6 +248,12 @@ impl EmailAddress {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The address as it is compared with others: in lower case.
+    #[must_use]
+    pub fn normalized(&self) -> String {
+        self.0.to_ascii_lowercase()
+    }
 }
 
 impl TryFrom<String> for EmailAddress {
@@ -328,7 +334,7 @@ fn duplicates(entries: &[Option<Destination>]) -> Vec<Fault> {
         match destination {
             Destination::Email(email) => {
                 for (at, address) in email.to.iter().enumerate() {
-                    let target = address.0.to_ascii_lowercase();
+                    let target = address.normalized();
                     note(format!("[{index}].to[{at}]"), target);
                 }
             }

@@ -16,6 +16,7 @@ pub mod fault;
 pub mod fields;
 pub mod ids;
 pub mod jitter;
+pub mod mail_tags;
 pub mod message;
 pub mod model;
 pub mod outbound;

@@ -39,6 +39,8 @@ use crate::worker::{LONG_MS, Looked, enqueue, fire, resume, settle, settle_as, s
 pub const HOOK: &str = "https://hooks.example/gone";
 /// An `Idempotency-Key` of both tenants.
 pub const KEY: &str = "the same key";
+/// An address that both tenants have suppressed.
+pub const SUPPRESSED: &str = "bounced@example.com";
 /// Longer than any test takes to apply a prompt.
 pub const APPLY_LEASE: Duration = Duration::from_secs(600);
 /// The name of a calendar of both tenants.
@@ -185,6 +187,7 @@ async fn side(stage: &Stage, name: &str) -> Side {
     let applied = self::applying(db, tenant, other).await;
     let tx = stage.tx(tenant.id).await.unwrap();
     assert_eq!(sync::settle(tx, &applied).await.unwrap(), Settled::Synced);
+    suppress(stage, tenant.id).await;
     let (calendar, excluding) = excluding_prompt(stage, tenant).await;
     let backfill = backfill(stage, tenant, excluding).await;
     Side {
@@ -205,6 +208,17 @@ async fn side(stage: &Stage, name: &str) -> Side {
         excluding,
         backfill,
     }
+}
+
+/// As a report on an email of this tenant would, though it has sent none.
+async fn suppress(stage: &Stage, tenant: TenantId) {
+    let sql = "INSERT INTO suppressed_addresses
+                      (tenant_id, address, id, reason, delivery_id, message_id)
+               VALUES ($1, $2, $3, 'bounce', $3, 'message')";
+    let id = DeliveryId::new().uuid();
+    let params: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+        [&tenant.uuid(), &SUPPRESSED, &id];
+    stage.admin.execute(sql, &params).await.unwrap();
 }
 
 async fn applying(db: &Db, tenant: Tenant, prompt: PromptId) -> sync::Claim {

@@ -89,6 +89,7 @@ impl Api {
             db,
             queue,
             scheduler: Scheduler::Local,
+            outputs: management::outputs::Outputs::Folder,
             sealer: Sealer::from_base64(SEALING_KEY).unwrap(),
             catalog: Catalog::shipped(),
             outbound: Policy::PUBLIC,

@@ -26,11 +26,13 @@ use shared::db::{
     prompts::{self, NewPrompt, NewSpec, NewStatus, Order, PromptStatus, Sort},
     retention,
     runs::{self, AfterFailure, Changed, Enqueue, FailureWriting, Writing},
+    suppression::{self, Feedback, Noted, Reason},
     sync::{self, Claimed, Settled},
     system::{self, EntryOwner},
     tenants::{self, Changes, NewTenant, TenantStatus},
     versions, wake_ups,
 };
+use shared::destination::EmailAddress;
 use shared::exclusion::{CalendarName, Holidays};
 use shared::ids::{ApiKeyId, CalendarId, PromptId, RunId, TenantId, UserId};
 use shared::message::WakeUp;
@@ -41,8 +43,8 @@ use tests::stage::{self, config, role_url, spec};
 use tests::tap::Tap;
 use tests::worker::{LONG_MS, answer, failure, intent, plan, settled};
 use tests::world::{
-    APPLY_LEASE, CALENDAR, HASH, HOOK, World, a_backfill, calendar_name, christmas, event,
-    kept_answer, make_expirable, new_key, public_functions, tenant_tables,
+    APPLY_LEASE, CALENDAR, HASH, HOOK, SUPPRESSED, World, a_backfill, calendar_name, christmas,
+    event, kept_answer, make_expirable, new_key, public_functions, tenant_tables,
 };
 use tests::{connect, database_url};
 use tokio_postgres::{Client, error::SqlState};
@@ -50,6 +52,8 @@ use uuid::Uuid;
 
 /// A calendar that B alone has.
 const ONLY_B: &str = "only-b";
+/// An address that B alone has mailed to.
+const ONLY_BS_ADDRESS: &str = "ada@b.example";
 
 /// Every row of a tenant, as the superuser sees it.
 async fn rows_of(admin: &Client, tenant: TenantId) -> BTreeMap<String, Vec<String>> {
@@ -74,6 +78,12 @@ async fn no_function_reaches_another_tenant() {
         .await
         .unwrap();
     of_b.commit().await.unwrap();
+    let mailed = "UPDATE deliveries SET kind = 'email', target = $2 WHERE id = $1";
+    let admin = &world.stage.admin;
+    let changed = admin
+        .execute(mailed, &[&world.b.exhausted.uuid(), &ONLY_BS_ADDRESS])
+        .await;
+    assert_eq!(changed.unwrap(), 1);
     let before = rows_of(&world.stage.admin, world.b.tenant.id).await;
     for (table, rows) in &before {
         assert!(!rows.is_empty(), "B has no row in {table}");
@@ -114,6 +124,10 @@ async fn no_function_reaches_another_tenant() {
     assert!(prompts::tombstone(&b, world.b.due).await.unwrap());
     b.commit().await.unwrap();
     let b = world.stage.tx(world.b.tenant.id).await.unwrap();
+    let address = EmailAddress::parse(ONLY_BS_ADDRESS).unwrap();
+    let noted = suppression::note(b, &report_of_b(&world, &[address])).await;
+    assert_eq!(noted.unwrap(), Noted::Noted { added: 1 });
+    let b = world.stage.tx(world.b.tenant.id).await.unwrap();
     assert!(sync::mark_drifted(b, world.b.followed).await.unwrap());
 }
 
@@ -144,6 +158,7 @@ async fn case(function: &str, world: &World) {
             }
             _ => run_record_case(name, world).await,
         },
+        "suppression" => suppression_case(name, world).await,
         "sync" => sync_case(name, world).await,
         "system" => match name {
             "find_api_key" | "due_prompts" | "due_runs" | "due_deliveries" | "tenants" => {
@@ -305,6 +320,42 @@ async fn calendar_case(name: &str, world: &World) {
             tx.commit().await.unwrap();
         }
         _ => no_case("calendars", name),
+    }
+}
+
+/// A report on the email of B.
+fn report_of_b<'a>(world: &World, addresses: &'a [EmailAddress]) -> Feedback<'a> {
+    Feedback {
+        delivery_id: world.b.exhausted,
+        run_id: world.b.failed,
+        prompt_id: world.b.due,
+        addresses,
+        suppress: Some(Reason::Complaint),
+        kind: "complaint",
+        message_id: "message",
+        report_id: "report",
+    }
+}
+
+/// A has suppressed the same address, and that is its own affair.
+async fn suppression_case(name: &str, world: &World) {
+    let tx = world.a().await;
+    let address = EmailAddress::parse(SUPPRESSED).unwrap();
+    match name {
+        "note" => {
+            let address = EmailAddress::parse(ONLY_BS_ADDRESS).unwrap();
+            let noted = suppression::note(tx, &report_of_b(world, &[address])).await;
+            assert_eq!(noted.unwrap(), Noted::NotOurs);
+        }
+        // The functions come by name: `delete` has emptied A's list.
+        "list" => assert_eq!(suppression::list(tx, None, 100).await.unwrap(), []),
+        "delete" => {
+            let found = suppression::delete(&tx, &address).await.unwrap();
+            assert!(found.is_some());
+            assert_eq!(suppression::delete(&tx, &address).await.unwrap(), None);
+            tx.commit().await.unwrap();
+        }
+        _ => no_case("suppression", name),
     }
 }
 

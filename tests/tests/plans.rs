@@ -24,8 +24,10 @@ use shared::db::{
     prompts::{self, NewSpec, NewStatus, Order, PromptStatus, Sort},
     retention,
     runs::{self, AfterFailure, Changed},
+    suppression::{self, Feedback, Noted},
     sync, system, tenants, versions, wake_ups,
 };
+use shared::destination::EmailAddress;
 use shared::ids::{PromptId, TenantId};
 use shared::message::WakeUp;
 use shared::run::RunStatus;
@@ -35,7 +37,8 @@ use tests::stage::{Stage, migrations_hash, spec};
 use tests::tap::Tap;
 use tests::worker::{LONG_MS, fail, failure, take_delivery};
 use tests::world::{
-    CALENDAR, HASH, World, calendar_name, christmas, db_sources, due_prompt, make_expirable,
+    CALENDAR, HASH, SUPPRESSED, World, calendar_name, christmas, db_sources, due_prompt,
+    make_expirable,
 };
 use tests::{connect, database_url, shared_database};
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -154,8 +157,11 @@ async fn call_the_rest(world: &World) {
         .await
         .unwrap();
     tenants::rotate_webhook_secret(&tx, b"new").await.unwrap();
+    let address = EmailAddress::parse(SUPPRESSED).unwrap();
+    suppression::delete(&tx, &address).await.unwrap();
     auth::revoke_key(&tx, a.key).await.unwrap();
     tx.commit().await.unwrap();
+    report(world).await;
     let tenant_id = a.tenant.id;
     for wake_up in [
         WakeUp::Prompt {
@@ -242,6 +248,7 @@ async fn read_everything(world: &World) {
         .unwrap();
     calendars::list(tx().await, None, 10).await.unwrap();
     calendars::get(tx().await, &calendar_name()).await.unwrap();
+    suppression::list(tx().await, None, 10).await.unwrap();
     versions::list(tx().await, a.due, None, 10).await.unwrap();
     versions::get(tx().await, a.due, 1).await.unwrap();
     let look = tx().await;
@@ -254,6 +261,24 @@ async fn read_everything(world: &World) {
     system::due_prompts(&stage.db, 10).await.unwrap();
     system::due_runs(&stage.db, 10).await.unwrap();
     system::due_deliveries(&stage.db, 10).await.unwrap();
+}
+
+/// A mail service's report of an email that was never sent.
+async fn report(world: &World) {
+    let a = &world.a;
+    let feedback = Feedback {
+        delivery_id: a.exhausted,
+        run_id: a.failed,
+        prompt_id: a.due,
+        addresses: &[EmailAddress::parse(SUPPRESSED).unwrap()],
+        suppress: None,
+        kind: "bounce",
+        message_id: "message",
+        report_id: "report",
+    };
+    let tx = world.stage.tx(a.tenant.id).await.unwrap();
+    let noted = suppression::note(tx, &feedback).await.unwrap();
+    assert_eq!(noted, Noted::NotOurs);
 }
 
 /// What makes the scheduler's entries follow the rows.
@@ -608,6 +633,7 @@ fn values(title: &str) -> Option<String> {
         ("calendars", "list") => "'', 50".to_owned(),
         ("calendars", "lock_prompts" | "prompts") => format!("{NIL}, {NIL}, 50"),
         ("calendars", "users") => format!("{NIL}, 10"),
+        ("suppression", "list") => "'', 50".to_owned(),
         ("versions", "list") => format!("{prompt}, 100, 50"),
         ("versions", "get") => format!("{prompt}, 1"),
         ("history", "logs") => format!("{run}, '-infinity', {NIL}, 50"),

@@ -997,9 +997,9 @@ async fn fails_with(scene: &Scene, claim: &Claim, purpose: &'static str) -> usiz
     };
     let kept = runs::finish_failure(tx, claim, &recorded, &failed, &writing).await;
     let kept = kept.unwrap();
-    for id in &kept {
+    for one in &kept {
         // What the claimant now sends is on record, under the id that it sends.
-        assert_eq!(*id, notice.id);
+        assert_eq!(one.id, notice.id);
         let sent = tests::worker::held(claim, &notice);
         settle(scene.db(), &sent, DeliveryStatus::Delivered)
             .await

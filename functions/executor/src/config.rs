@@ -52,6 +52,15 @@ pub struct Config {
 pub enum Outlets {
     /// Files of this machine, which only `dev` may have: Lambda forgets them.
     Folder(PathBuf),
+    /// Amazon SES, and a bucket of S3.
+    Aws {
+        /// Where outputs go.
+        bucket: String,
+        /// What they are encrypted with.
+        kms_key_id: String,
+        /// Through which emails go, so that their bounces come back.
+        configuration_set: String,
+    },
 }
 
 impl Config {
@@ -127,21 +136,28 @@ fn read_providers(
 
 fn read_outlets(reader: &mut Reader<'_>, environment: Option<Environment>) -> Option<Outlets> {
     let home = reader.optional("CARILLON_HOME", |text| Ok(PathBuf::from(text)));
-    match (environment?, home) {
-        (Environment::Dev, Some(home)) => return Some(Outlets::Folder(home)),
-        (Environment::Dev, None) => reader.refuse(
-            "CARILLON_HOME is not set; dev puts emails and outputs into a folder".to_owned(),
-        ),
+    match (environment, home) {
+        (Some(Environment::Dev), Some(home)) => return Some(Outlets::Folder(home)),
         (_, Some(_)) => reader.refuse(
             "CARILLON_HOME is for dev: elsewhere emails and outputs must not end in a folder"
                 .to_owned(),
         ),
-        (environment, None) => reader.refuse(format!(
-            "CARILLON_ENV is {}, and this version has no email and storage but a folder's, which is for dev",
-            environment.as_str()
-        )),
+        (_, None) => {}
     }
-    None
+    let name = |text: &str| Ok(text.to_owned());
+    let bucket = reader.required("CARILLON_BUCKET", name);
+    let kms_key_id = reader.required("CARILLON_KMS_KEY_ID", name);
+    let configuration_set = reader.required("CARILLON_SES_CONFIGURATION_SET", name);
+    if environment == Some(Environment::Dev) && bucket.is_none() {
+        reader.refuse(
+            "CARILLON_HOME is not set; dev may put emails and outputs into a folder".to_owned(),
+        );
+    }
+    Some(Outlets::Aws {
+        bucket: bucket?,
+        kms_key_id: kms_key_id?,
+        configuration_set: configuration_set?,
+    })
 }
 
 #[cfg(test)]
@@ -218,10 +234,32 @@ mod tests {
             let told = read(&[("CARILLON_ENV", environment)]).unwrap_err();
             assert!(told.contains("CARILLON_HOME is for dev"), "{told}");
             let told = read(&[("CARILLON_ENV", environment), ("CARILLON_HOME", "")]).unwrap_err();
-            assert!(
-                told.contains(&format!("CARILLON_ENV is {environment}")),
-                "{told}"
-            );
+            for name in [
+                "CARILLON_BUCKET",
+                "CARILLON_KMS_KEY_ID",
+                "CARILLON_SES_CONFIGURATION_SET",
+            ] {
+                assert!(told.contains(&format!("{name} is not set")), "{told}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_folder_everything_goes_to_aws() {
+        for environment in ["dev", "staging", "prod"] {
+            let config = read(&[
+                ("CARILLON_ENV", environment),
+                ("CARILLON_HOME", ""),
+                ("CARILLON_BUCKET", "outputs"),
+                ("CARILLON_KMS_KEY_ID", "key"),
+                ("CARILLON_SES_CONFIGURATION_SET", "mail"),
+            ]);
+            let aws = Outlets::Aws {
+                bucket: "outputs".to_owned(),
+                kms_key_id: "key".to_owned(),
+                configuration_set: "mail".to_owned(),
+            };
+            assert_eq!(config.unwrap().outlets, aws, "{environment}");
         }
     }
 

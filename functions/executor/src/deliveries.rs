@@ -10,11 +10,13 @@ use shared::{
         DbError,
         deliveries::{self, DeliveryClaim, LockedDelivery, Settled},
         runs::{
-            AfterFailure, Answer, Claim, Failure, NewDelivery, Notice, Recorded, SealedSecrets,
+            AfterFailure, Answer, Claim, Failure, Kept, NewDelivery, Notice, Recorded,
+            SealedSecrets,
         },
     },
     destination::{Destination, EmailAddress, Kind, OnUnknown},
-    ids::{DeliveryId, TenantId},
+    ids::{DeliveryId, PromptId, TenantId},
+    mail_tags::MailTags,
     message::WakeUp,
     run::{DELIVERY_ATTEMPTS_MAX, DeliveryStatus, RunStatus},
     seal::Purpose,
@@ -37,6 +39,18 @@ pub(crate) struct Prepared {
     pub(crate) row: NewDelivery,
     body: Option<Bytes>,
     gone: bool,
+    suppressed: Vec<String>,
+}
+
+/// Leaves those that the database kept, which said whom of their recipients to leave out.
+pub(crate) fn keep(prepared: &mut Vec<Prepared>, kept: &[Kept]) {
+    prepared.retain_mut(|one| {
+        let Some(kept) = kept.iter().find(|kept| kept.id == one.row.id) else {
+            return false;
+        };
+        one.suppressed.clone_from(&kept.suppressed);
+        true
+    });
 }
 
 /// Renders a run's output for each of its destinations. `stored_key` is where it lies already, if
@@ -157,13 +171,7 @@ async fn store(
     key: String,
     body: Bytes,
 ) -> Result<StoredOutput, DeliveryError> {
-    let item = Outgoing {
-        delivery_id: DeliveryId::new(),
-        target: Target::Storage(&key),
-        body,
-        attempted_at: Utc::now(),
-    };
-    let sent = executor.sender.send(&item).await?;
+    let sent = executor.sender.store(&key, body).await?;
     Ok(StoredOutput {
         location: sent.location.unwrap_or_else(|| key.clone()),
         key,
@@ -193,8 +201,11 @@ pub(crate) async fn send_all(
                 attempt: 1,
                 attempts_max: one.row.attempts_max,
             },
+            prompt_id: claim.prompt_id,
             kind: one.row.kind,
             gone: one.gone,
+            suppressed: one.suppressed,
+            holds: holds(&one.row.destination),
             body: one
                 .body
                 .or_else(|| (one.row.kind == Kind::Storage).then(|| output.clone())),
@@ -233,8 +244,11 @@ pub(crate) async fn resume(
         .or_else(|| locked.output.map(Bytes::from));
     let held = Held {
         claim,
+        prompt_id: locked.prompt_id,
         kind: locked.kind,
         gone: locked.gone,
+        suppressed: locked.suppressed,
+        holds: holds(&locked.destination),
         body,
         target: locked.target,
     };
@@ -261,6 +275,7 @@ fn verdict(locked: &LockedDelivery) -> Option<Settled> {
     None
 }
 
+/// Whether somebody wants to decide where nobody knows if an email went out.
 fn holds(destination: &serde_json::Value) -> bool {
     match serde_json::from_value(destination.clone()) {
         Ok(Destination::Email(email)) => email.on_unknown() == OnUnknown::Hold,
@@ -271,8 +286,11 @@ fn holds(destination: &serde_json::Value) -> bool {
 /// A delivery that this process holds.
 struct Held {
     claim: DeliveryClaim,
+    prompt_id: PromptId,
     kind: Kind,
     gone: bool,
+    suppressed: Vec<String>,
+    holds: bool,
     body: Option<Bytes>,
     target: String,
 }
@@ -318,14 +336,14 @@ async fn attempt(
             "the endpoint answered 410 before; name it in the prompt again, or redeliver, to try it",
         ));
     }
-    let body = match (held.body, held.kind) {
-        (Some(body), _) => body,
+    let body = match (&held.body, held.kind) {
+        (Some(body), _) => body.clone(),
         // An output that is too long for its row was stored when it was recorded.
         (None, Kind::Storage) => executor
             .sender
             .stored(&held.target)
             .await
-            .map_err(|error| after_error(&error, &held.claim, &held.target))?,
+            .map_err(|error| after_error(&error, &held))?,
         (None, Kind::Email | Kind::Webhook) => {
             return Err(settled(
                 DeliveryStatus::Exhausted,
@@ -350,10 +368,15 @@ async fn attempt(
     let target = match (held.kind, &signing) {
         (Kind::Webhook, Some(signing)) => Target::Webhook(&held.target, signing),
         (Kind::Storage, _) => Target::Storage(&held.target),
-        (Kind::Email | Kind::Webhook, _) => Target::Email(&held.target),
+        (Kind::Email | Kind::Webhook, _) => Target::Email(&held.target, &held.suppressed),
     };
     let item = Outgoing {
-        delivery_id: held.claim.delivery_id,
+        of: MailTags {
+            tenant_id: held.claim.tenant_id,
+            prompt_id: held.prompt_id,
+            run_id: held.claim.run_id,
+            delivery_id: held.claim.delivery_id,
+        },
         target,
         body,
         attempted_at: Utc::now(),
@@ -362,13 +385,16 @@ async fn attempt(
         .sender
         .send(&item)
         .await
-        .map_err(|error| after_error(&error, &held.claim, &held.target))
+        .map_err(|error| after_error(&error, &held))
 }
 
-fn after_error(error: &DeliveryError, claim: &DeliveryClaim, target: &str) -> Settled {
+fn after_error(error: &DeliveryError, held: &Held) -> Settled {
+    let claim = &held.claim;
     let mut settled = settled(DeliveryStatus::Exhausted, error.code(), &error.to_string());
     let attempt = u32::try_from(claim.attempt).unwrap_or(1);
     match error.disposition() {
+        // A person decides, however many attempts are left.
+        _ if error.outcome_unknown() && held.holds => settled.status = DeliveryStatus::Held,
         Disposition::Retry { after } if claim.attempt < claim.attempts_max => {
             settled.status = DeliveryStatus::Retrying;
             let delay = deliver::backoff(attempt, after);
@@ -380,7 +406,7 @@ fn after_error(error: &DeliveryError, claim: &DeliveryClaim, target: &str) -> Se
         settled.response_status = Some(i32::from(answer.status));
         settled.response_excerpt = Some(answer.excerpt.clone());
     }
-    settled.gone_url = matches!(error, DeliveryError::EndpointGone(_)).then(|| target.to_owned());
+    settled.gone_url = matches!(error, DeliveryError::EndpointGone(_)).then(|| held.target.clone());
     settled
 }
 
@@ -402,7 +428,7 @@ async fn settle(
     let lease_ms = executor.lease_ms();
     let dropped = dropped_at_pause(end.pauses, end.due_at_pause.as_ref(), end.now);
     let kept = deliveries::finish(tx, claim, &settled, &end, &rows, lease_ms, dropped).await?;
-    notices.retain(|one| kept.contains(&one.row.id));
+    keep(&mut notices, &kept);
     log(claim, &settled, &end);
     if end.delivery == DeliveryStatus::Retrying {
         let wake_up = WakeUp::Delivery {
@@ -540,6 +566,7 @@ fn prepared(
         },
         body,
         gone: false,
+        suppressed: Vec::new(),
     }
 }
 

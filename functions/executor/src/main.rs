@@ -8,7 +8,7 @@ use executor::{
     Executor,
     batch::Worker,
     config::{Config, Outlets},
-    deliver::{Mailer, Sender, Storage},
+    deliver::{Mailer, S3, Sender, Ses, Storage},
     http::Guarded,
     model::{self, Models},
 };
@@ -54,6 +54,14 @@ async fn worker(config: Config) -> anyhow::Result<Worker> {
             Storage::Directory {
                 root: home.join("storage"),
             },
+        ),
+        Outlets::Aws {
+            bucket,
+            kms_key_id,
+            configuration_set,
+        } => (
+            Mailer::Ses(Ses::new(&aws, &config.from, configuration_set)),
+            Storage::S3(S3::new(&aws, bucket, kms_key_id)),
         ),
     };
     let executor = Executor {

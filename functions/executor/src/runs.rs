@@ -463,7 +463,7 @@ async fn write_answer(
     let rows = prepared.iter().map(|one| &one.row).collect::<Vec<_>>();
     let lease_ms = executor.lease_ms();
     let kept = runs::finish_output(tx, claim, &recorded, record, status, &rows, lease_ms).await?;
-    prepared.retain(|one| kept.contains(&one.row.id));
+    deliveries::keep(&mut prepared, &kept);
     Ok(Some((recorded.secrets, prepared)))
 }
 
@@ -498,7 +498,7 @@ pub(crate) async fn record_failure(
         dropped: dropped_at_pause(pauses, recorded.due_at_pause.as_ref(), recorded.now),
     };
     let kept = runs::finish_failure(tx, claim, &recorded, &failure, &writing).await?;
-    notices.retain(|one| kept.contains(&one.row.id));
+    deliveries::keep(&mut notices, &kept);
     warn!(
         run.id = %claim.run_id, prompt.id = %claim.prompt_id, tenant.id = %claim.tenant_id,
         run.attempt = claim.attempt, run.attempts_max = claim.attempts_max,

@@ -15,7 +15,7 @@ use executor::{
     http::Guarded,
     model::{Models, ProvidersConfig},
 };
-use management::{App, AppParts};
+use management::{App, AppParts, outputs::Outputs};
 use shared::{
     api_key::PlatformKeyHash,
     db::{Db, DbConfig, migrate, system, takeover},
@@ -140,6 +140,7 @@ impl Service {
             db: db.clone(),
             queue: queue.clone(),
             scheduler: Scheduler::Local,
+            outputs: Outputs::Folder,
             sealer: Sealer::from_key_file(&sealing_key)?,
             catalog,
             outbound: policy,

@@ -14,7 +14,7 @@ use shared::{
     seal::Sealer,
 };
 
-use crate::error::ApiError;
+use crate::{error::ApiError, outputs::Outputs};
 
 /// The version that `/health` tells.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -31,6 +31,8 @@ pub struct AppParts {
     pub queue: Queue,
     /// What wakes prompts when they are due.
     pub scheduler: Scheduler,
+    /// Where long outputs lie.
+    pub outputs: Outputs,
     /// Seals webhook secrets and stored answers.
     pub sealer: Sealer,
     /// The models that prompts may name.

@@ -11,7 +11,7 @@ use shared::{
     seal::Sealer,
 };
 
-use crate::app::AppParts;
+use crate::{app::AppParts, outputs::Outputs};
 
 /// A Lambda instance serves one request at a time.
 const APP_CONNECTIONS_MAX: usize = 2;
@@ -26,6 +26,8 @@ pub struct Config {
     pub queue_url: String,
     /// Where the scheduler's entries stand.
     pub scheduler: Settings,
+    /// Where long outputs lie; an installation whose executor keeps them in a folder has none.
+    pub bucket: Option<String>,
     environment: Environment,
     platform_key: Option<PlatformKeyHash>,
     sealer: Sealer,
@@ -46,6 +48,10 @@ impl Config {
         let db = DbConfig::read(&mut reader, APP_CONNECTIONS_MAX, SYSTEM_CONNECTIONS_MAX);
         let scheduler = Settings::read(&mut reader);
         let environment = reader.required("CARILLON_ENV", Environment::parse_deployed);
+        let bucket = reader.optional("CARILLON_BUCKET", |text| Ok(text.to_owned()));
+        if bucket.is_none() && environment.is_some_and(|one| one != Environment::Dev) {
+            reader.refuse("CARILLON_BUCKET is not set; only dev may do without it".to_owned());
+        }
         let platform_key = reader.optional("CARILLON_PLATFORM_KEY_SHA256", PlatformKeyHash::parse);
         let sealer = reader.required("CARILLON_SEALING_KEY", env::sealing_key);
         let catalog = reader
@@ -57,6 +63,7 @@ impl Config {
                 db: db?,
                 scheduler: scheduler?,
                 queue_url: queue_url?,
+                bucket,
                 environment: environment?,
                 platform_key,
                 sealer: sealer?,
@@ -68,8 +75,15 @@ impl Config {
 
     /// The application's state over an open database.
     #[must_use]
-    pub fn into_parts(self, db: shared::db::Db, queue: Queue, scheduler: Scheduler) -> AppParts {
+    pub fn into_parts(
+        self,
+        db: shared::db::Db,
+        queue: Queue,
+        scheduler: Scheduler,
+        outputs: Outputs,
+    ) -> AppParts {
         AppParts {
+            outputs,
             db,
             queue,
             scheduler,
@@ -119,6 +133,7 @@ mod tests {
                 "arn:aws:sqs:eu-central-1:123456789012:dead-letters",
             ),
             ("CARILLON_ENV", "prod"),
+            ("CARILLON_BUCKET", "outputs"),
             ("CARILLON_SEALING_KEY", KEY),
             ("CARILLON_DATABASE_CONNECTIONS_MAX", "7"),
         ])
@@ -127,6 +142,14 @@ mod tests {
         assert_eq!(config.db.system_connections_max, SYSTEM_CONNECTIONS_MAX);
         assert_eq!(config.environment, Environment::Prod);
         assert!(config.platform_key.is_none());
+    }
+
+    #[test]
+    fn only_dev_may_do_without_a_bucket() {
+        let told = |environment| read(&[("CARILLON_ENV", environment)]).unwrap_err();
+        assert!(told("prod").contains("CARILLON_BUCKET is not set"));
+        assert!(told("staging").contains("CARILLON_BUCKET is not set"));
+        assert!(!told("dev").contains("CARILLON_BUCKET"));
     }
 
     #[test]

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use management::{App, config::Config};
+use management::{
+    App,
+    config::Config,
+    outputs::{Bucket, Outputs},
+};
 use shared::{
     aws,
     db::Db,
@@ -23,10 +27,12 @@ async fn main() -> anyhow::Result<()> {
     let aws = aws::config().await;
     let queue = Queue::Sqs(Sqs::new(&aws, queue_url, WAKE_UP_LIMIT));
     let scheduler = Scheduler::EventBridge(EventBridge::new(&aws, config.scheduler.clone()));
+    let bucket = config.bucket.clone().map(|name| Bucket::new(&aws, name));
+    let outputs = bucket.map_or(Outputs::Folder, Outputs::Bucket);
     let db = Db::connect(&config.db)
         .await
         .context("cannot use the database")?;
-    let app = App::new(config.into_parts(db, queue, scheduler));
+    let app = App::new(config.into_parts(db, queue, scheduler, outputs));
     lambda_http::run(management::router(app))
         .await
         .map_err(|error| anyhow::anyhow!(error))

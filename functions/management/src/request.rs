@@ -6,7 +6,7 @@ use axum::{
     extract::{FromRequestParts, RawPathParams},
     http::{HeaderMap, HeaderValue, header, request::Parts},
 };
-use shared::{fault::Fault, ids::PromptId};
+use shared::{destination::EmailAddress, fault::Fault, ids::PromptId};
 use uuid::Uuid;
 
 use crate::error::ApiError;
@@ -85,6 +85,20 @@ impl<S: Send + Sync> FromRequestParts<S> for PathName {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         path_part(parts, state, "name").await.map(Self)
+    }
+}
+
+/// The `{address}` of a route. What is no address names no object: 404.
+#[derive(Debug, Clone)]
+pub struct PathAddress(pub EmailAddress);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathAddress {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let text = path_part(parts, state, "address").await?;
+        let address = EmailAddress::parse(&text).map_err(|_| ApiError::not_found())?;
+        Ok(Self(address))
     }
 }
 

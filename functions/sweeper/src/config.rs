@@ -22,6 +22,8 @@ pub struct Config {
     pub scheduler: Settings,
     /// The queues of messages that came to nothing.
     pub dead_letter_queue_urls: Vec<String>,
+    /// The queue of bounces and complaints; an installation whose emails end in a folder has none.
+    pub mail_events_queue_url: Option<String>,
 }
 
 impl Config {
@@ -43,12 +45,19 @@ impl Config {
         // What the scheduler could not deliver; an installation may have one queue for both.
         let undelivered =
             reader.optional("CARILLON_SCHEDULER_DEAD_LETTER_QUEUE_URL", queue::read_url);
+        let mail_events = reader.optional("CARILLON_MAIL_EVENTS_QUEUE_URL", queue::read_url);
+        if mail_events.is_none() && environment.is_some_and(|one| one != Environment::Dev) {
+            reader.refuse(
+                "CARILLON_MAIL_EVENTS_QUEUE_URL is not set; only dev may do without it".to_owned(),
+            );
+        }
         let whole = (|| {
             environment?;
             Some(Self {
                 db: db?,
                 queue_url: queue_url?,
                 scheduler: scheduler?,
+                mail_events_queue_url: mail_events,
                 dead_letter_queue_urls: [dead_letters, undelivered].into_iter().flatten().collect(),
             })
         })();
@@ -60,7 +69,7 @@ impl Config {
 mod tests {
     use super::*;
 
-    const WHOLE: [(&str, &str); 8] = [
+    const WHOLE: [(&str, &str); 9] = [
         ("CARILLON_ENV", "prod"),
         ("CARILLON_DATABASE_URL", "postgresql://app@db/carillon"),
         (
@@ -71,6 +80,10 @@ mod tests {
         (
             "CARILLON_DEAD_LETTER_QUEUE_URL",
             "https://sqs.example/1/dead",
+        ),
+        (
+            "CARILLON_MAIL_EVENTS_QUEUE_URL",
+            "https://sqs.example/1/mail",
         ),
         ("CARILLON_SCHEDULE_GROUP", "carillon"),
         (
@@ -103,9 +116,24 @@ mod tests {
     }
 
     #[test]
+    fn only_dev_may_do_without_what_comes_back_of_emails() {
+        let without = [("CARILLON_MAIL_EVENTS_QUEUE_URL", "")];
+        let told = read(&without).unwrap_err();
+        assert!(
+            told.contains("CARILLON_MAIL_EVENTS_QUEUE_URL is not set"),
+            "{told}"
+        );
+        let dev = [without[0], ("CARILLON_ENV", "dev")];
+        assert_eq!(read(&dev).unwrap().mail_events_queue_url, None);
+    }
+
+    #[test]
     fn everything_that_is_missing_is_told_in_one_line() {
         let told = Config::read(&|_| None).unwrap_err().to_string();
-        for (name, _) in WHOLE {
+        for (name, _) in WHOLE
+            .iter()
+            .filter(|(name, _)| !name.contains("MAIL_EVENTS"))
+        {
             assert!(told.contains(&format!("{name} is not set")), "{told}");
         }
         assert!(!told.contains('\n'), "{told}");

@@ -73,6 +73,23 @@ pub async fn consume(
     queue: &DeadLetters,
     deadline: Instant,
 ) -> Result<Consumed, ConsumeError> {
+    let settle = async |letter: &Letter| {
+        let verdict = settle(db, letter).await?;
+        Ok(usize::from(verdict == Verdict::Ended))
+    };
+    each(queue, deadline, settle).await
+}
+
+/// Does with each letter what `settle` does, which gives the number of things that it ended, and
+/// deletes it then.
+///
+/// # Errors
+/// As [`consume`].
+pub(crate) async fn each(
+    queue: &DeadLetters,
+    deadline: Instant,
+    settle: impl AsyncFn(&Letter) -> Result<usize, DbError>,
+) -> Result<Consumed, ConsumeError> {
     let mut consumed = Consumed::default();
     for _ in 0..BATCHES_MAX {
         if Instant::now() >= deadline {
@@ -85,9 +102,9 @@ pub async fn consume(
         let mut done = Vec::new();
         let mut failed = None;
         for letter in letters {
-            match settle(db, &letter).await {
-                Ok(verdict) => {
-                    consumed.ended += usize::from(verdict == Verdict::Ended);
+            match settle(&letter).await {
+                Ok(ended) => {
+                    consumed.ended += ended;
                     done.push(letter);
                 }
                 Err(error) => {

@@ -1,5 +1,5 @@
 //! Finds what no wake-up has found: late slots, queued runs whose time has come, expired leases,
-//! due delivery retries, dead letters, changes that the scheduler's entries do not follow, and what
+//! due delivery retries, dead letters, bounced emails, changes that the scheduler's entries do not follow, and what
 //! retention lets go.
 //!
 //! It decides nothing about a run that can still go on: it sends wake-ups, and the executor looks
@@ -8,6 +8,7 @@
 pub mod config;
 pub mod dead_letters;
 pub mod drift;
+pub mod mail_events;
 pub mod turn;
 
 use std::time::Duration;

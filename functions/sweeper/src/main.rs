@@ -40,6 +40,9 @@ async fn sweeper(config: Config) -> anyhow::Result<Sweeper> {
             .context("cannot use the database")?,
         queue: Queue::Sqs(Sqs::new(&aws, config.queue_url, WAKE_UPS_LIMIT)),
         dead_letters: queues.map(|url| DeadLetters::new(&aws, url)).collect(),
+        mail_events: config
+            .mail_events_queue_url
+            .map(|url| DeadLetters::new(&aws, url)),
         scheduler: Scheduler::EventBridge(EventBridge::new(&aws, config.scheduler)),
         retention_after: Mutex::new(None),
     })

@@ -1,5 +1,5 @@
-//! One invocation of the Lambda function: a sweep, the dead letters, the scheduler's entries, and a
-//! part of retention.
+//! One invocation of the Lambda function: a sweep, the dead letters, what came back of emails, the
+//! scheduler's entries, and a part of retention.
 //!
 //! Each part has its time, and none keeps the next from being tried.
 
@@ -22,6 +22,7 @@ use crate::{
     Swept,
     dead_letters::{self, ConsumeError, Consumed},
     drift::{self, Repaired},
+    mail_events::{self, Heard},
 };
 
 /// Between the end of all work and the moment at which Lambda ends the process.
@@ -38,6 +39,8 @@ pub struct Sweeper {
     pub queue: Queue,
     /// The queues of messages that came to nothing.
     pub dead_letters: Vec<DeadLetters>,
+    /// The queue of what the mail service reports, if there is one.
+    pub mail_events: Option<DeadLetters>,
     /// What wakes prompts when they are due.
     pub scheduler: Scheduler,
     /// Where the next turn goes on with retention. A fresh process begins again at the front, which
@@ -90,6 +93,10 @@ impl Sweeper {
                 Err(error) => note("the reading of dead letters", error),
             }
         }
+        let heard = self.hear(stop).await.unwrap_or_else(|error| {
+            note("the reading of mail events", error);
+            Heard::default()
+        });
         let repaired = self.repair(stop).await.unwrap_or_else(|error| {
             note("the repair of the scheduler's entries", error);
             Repaired::default()
@@ -103,6 +110,8 @@ impl Sweeper {
             wake_ups.postponed = swept.postponed,
             dead_letters.deleted = consumed.deleted,
             dead_letters.ended = consumed.ended,
+            mail_events.deleted = heard.deleted,
+            addresses.suppressed = heard.suppressed,
             entries.applied = repaired.applied,
             entries.failed = repaired.failed,
             entries.drifted = repaired.drifted + repaired.orphans,
@@ -122,7 +131,17 @@ impl Sweeper {
     }
 
     async fn letters(&self, queue: &DeadLetters, stop: Instant) -> Result<Consumed, PartError> {
-        Ok(in_time(stop, dead_letters::consume(&self.db, queue, stop)).await??)
+        Ok(in_time(stop, Box::pin(dead_letters::consume(&self.db, queue, stop))).await??)
+    }
+
+    async fn hear(&self, stop: Instant) -> Result<Heard, PartError> {
+        match &self.mail_events {
+            Some(queue) => {
+                let heard = Box::pin(mail_events::consume(&self.db, queue, stop));
+                Ok(in_time(stop, heard).await??)
+            }
+            None => Ok(Heard::default()),
+        }
     }
 
     /// It stops by itself, so that what it has begun is noted.

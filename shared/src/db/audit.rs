@@ -27,6 +27,7 @@ pub enum Action {
     RunCancelled,
     RunRetried,
     DeliveryRequested,
+    SuppressedAddressDeleted,
     CalendarSaved,
     CalendarDeleted,
     BackfillRequested,
@@ -42,7 +43,7 @@ pub enum Action {
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::PromptCreated,
         Self::PromptUpdated,
         Self::PromptDeleted,
@@ -54,6 +55,7 @@ impl Action {
         Self::RunCancelled,
         Self::RunRetried,
         Self::DeliveryRequested,
+        Self::SuppressedAddressDeleted,
         Self::CalendarSaved,
         Self::CalendarDeleted,
         Self::BackfillRequested,
@@ -82,6 +84,7 @@ impl Action {
             Self::RunCancelled => "run.cancelled",
             Self::RunRetried => "run.retried",
             Self::DeliveryRequested => "delivery.requested",
+            Self::SuppressedAddressDeleted => "suppressed_address.deleted",
             Self::CalendarSaved => "calendar.saved",
             Self::CalendarDeleted => "calendar.deleted",
             Self::BackfillRequested => "backfill.requested",

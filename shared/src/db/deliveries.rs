@@ -11,6 +11,7 @@ use super::{
     DbError, TenantTx, column,
     prompts::{DROP_SLOTS, DroppedRow},
     runs::{self, Counted, DueSlots, Log, SealedSecrets, sealed_secrets, word},
+    suppression::suppressed_of,
     tenant_tx::step,
 };
 use crate::{
@@ -64,6 +65,8 @@ pub struct LockedDelivery {
     pub gone: bool,
     /// A sender vanished while it was sending: the outcome of that attempt is unknown.
     pub outcome_unknown: bool,
+    /// Recipients that are to be left out, in lower case.
+    pub suppressed: Vec<String>,
     /// Attempts begun.
     pub attempt: i32,
     /// Attempts at the most.
@@ -83,17 +86,18 @@ pub async fn lock_due(
     let results = tx
         .pipeline(&[
             step(
-                "-- deliveries::lock_due
+                concat!("-- deliveries::lock_due
                  SELECT d.run_id, d.kind, d.target, d.destination, d.body, d.fence, d.attempt, d.attempts_max, d.status,
                         r.prompt_id, r.scheduled_for,
                         CASE WHEN d.body IS NULL THEN r.output END AS output,
-                        EXISTS (SELECT FROM gone_webhooks g WHERE g.url = d.target) AS gone
+                        EXISTS (SELECT FROM gone_webhooks g WHERE g.url = d.target) AS gone,
+                        ", suppressed_of!("d.kind", "d.target"), " AS suppressed
                    FROM deliveries d
                    JOIN scheduled_prompt_runs r ON r.tenant_id = d.tenant_id AND r.id = d.run_id
                   WHERE d.id = $1
                     AND ((d.status IN ('pending', 'retrying') AND d.next_attempt_at <= clock_timestamp())
                          OR (d.status = 'sending' AND d.lease_expires_at <= clock_timestamp()))
-                    FOR NO KEY UPDATE OF d SKIP LOCKED",
+                    FOR NO KEY UPDATE OF d SKIP LOCKED"),
                 &[&id],
             ),
             step(runs::SECRETS, &[]),
@@ -118,6 +122,7 @@ pub async fn lock_due(
         secrets: sealed_secrets(secrets)?,
         gone: column(row, "gone")?,
         outcome_unknown: word::<DeliveryStatus>(row, "status")? == DeliveryStatus::Sending,
+        suppressed: column(row, "suppressed")?,
         attempt: column(row, "attempt")?,
         attempts_max: column(row, "attempts_max")?,
         fence: column(row, "fence")?,
@@ -148,7 +153,7 @@ pub async fn claim(
         .commit_with(&[step(
             "-- deliveries::claim
              UPDATE deliveries
-                SET status = 'sending', fence = $2, attempt = $3,
+                SET status = 'sending', fence = $2, attempt = $3, suppressed = $5,
                     looks_failed = 0, look_again_at = NULL,
                     lease_expires_at = clock_timestamp() + $4::bigint * interval '1 millisecond'
               WHERE id = $1 AND fence = $2::bigint - 1
@@ -158,6 +163,7 @@ pub async fn claim(
                 &claim.fence,
                 &claim.attempt,
                 &lease_ms,
+                &delivery.suppressed,
             ],
         )])
         .await?;
@@ -388,7 +394,7 @@ pub async fn finish(
     notices: &[&runs::NewDelivery],
     lease_ms: i64,
     dropped: Option<Dropped>,
-) -> Result<Vec<DeliveryId>, DbError> {
+) -> Result<Vec<runs::Kept>, DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
     let rows = runs::DeliveryRows::new(notices);

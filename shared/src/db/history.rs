@@ -128,6 +128,10 @@ pub struct Run {
     /// What it answered, to 256 KiB.
     #[schema(required)]
     pub output: Option<String>,
+    /// Where an output over 256 KiB may be read, without a key and for 15 minutes; null where it is
+    /// not kept in S3.
+    #[schema(required)]
+    pub output_url: Option<String>,
     /// Its model calls, the first one first.
     pub attempts: Vec<Attempt>,
 }
@@ -202,6 +206,8 @@ pub struct Delivery {
     pub kind: Kind,
     /// Where to: addresses, URL or key.
     pub target: String,
+    /// Recipients that the last attempt left out, in lower case: they are suppressed.
+    pub suppressed: Vec<String>,
     /// Where it stands.
     pub status: DeliveryStatus,
     /// Attempts begun.
@@ -275,7 +281,7 @@ macro_rules! delivery_columns {
     () => {
         "d.id, d.run_id, d.purpose, d.position, d.kind, d.target, d.status, d.attempt, d.attempts_max,
          d.next_attempt_at, d.response_status, d.response_excerpt, d.location, d.error_code,
-         d.error_message, d.delivered_at, d.created_at"
+         d.error_message, d.delivered_at, d.created_at, d.suppressed"
     };
 }
 
@@ -400,6 +406,7 @@ pub async fn run(tx: TenantTx, id: RunId) -> Result<Option<Run>, DbError> {
         summary: read_run(row)?,
         rendered_input: column(row, "rendered_input")?,
         output: column(row, "output")?,
+        output_url: None,
         attempts: attempts
             .iter()
             .map(read_attempt)
@@ -676,6 +683,7 @@ fn read_delivery(row: &Row) -> Result<Delivery, DbError> {
         position: column(row, "position")?,
         kind: word(row, "kind")?,
         target: column(row, "target")?,
+        suppressed: column(row, "suppressed")?,
         status: word(row, "status")?,
         attempt: column(row, "attempt")?,
         attempts_max: column(row, "attempts_max")?,

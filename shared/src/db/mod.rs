@@ -20,6 +20,7 @@ pub mod preview;
 pub mod prompts;
 pub mod retention;
 pub mod runs;
+pub mod suppression;
 pub mod sync;
 pub mod system;
 pub mod takeover;

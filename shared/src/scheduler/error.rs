@@ -7,6 +7,8 @@ use aws_sdk_scheduler::{
     error::{ProvideErrorMetadata, SdkError},
 };
 
+use crate::aws::{Failed, Failure};
+
 /// A call without success.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{cause}")]
@@ -139,132 +141,43 @@ impl CallError {
 
     /// Reads what the client gave.
     pub(super) fn of<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Self {
-        let response = error.raw_response();
+        let failure = Failure::of(error);
         Self {
-            cause: cause(error),
-            retry_after: response.and_then(retry_after),
-            detail: detail(error),
+            cause: cause(&failure),
+            retry_after: failure.retry_after,
+            detail: failure.detail,
         }
     }
 }
 
-fn cause<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Cause {
-    match error {
-        SdkError::ServiceError(refusal) => {
-            let status = refusal.raw().status().as_u16();
-            let code = refusal.err().code().unwrap_or_default();
-            let cause = refused(code, status);
-            // AWS says of a role that it cannot assume that the request is not valid.
-            if cause == Cause::Invalid && names_the_role(refusal.err()) {
-                Cause::Denied
-            } else {
-                cause
-            }
+/// The scheduler's own codes (its API reference, "CreateSchedule"); the rest is the same for every
+/// service.
+fn cause(failure: &Failure) -> Cause {
+    match failure.code.as_str() {
+        "ConflictException" => Cause::Conflict,
+        "ResourceNotFoundException" => Cause::NotThere,
+        "ServiceQuotaExceededException" => Cause::OverQuota,
+        // AWS says of a role that it cannot assume that the request is not valid.
+        "ValidationException" | "ValidationError" if names_the_role(&failure.message) => {
+            Cause::Denied
         }
-        SdkError::TimeoutError(_) => Cause::TimedOut,
-        SdkError::DispatchFailure(failure) if failure.is_timeout() => Cause::TimedOut,
-        // A request that the client itself thinks wrong, such as one without a region.
-        SdkError::DispatchFailure(failure) if failure.is_user() => Cause::NotSent,
-        SdkError::DispatchFailure(_) => Cause::Unreachable,
-        SdkError::ResponseError(broken) => match broken.raw().status().as_u16() {
-            500.. => Cause::Unavailable,
-            _ => Cause::Garbled,
+        "ValidationException" | "ValidationError" => Cause::Invalid,
+        _ => match failure.failed {
+            Failed::Throttled => Cause::Throttled,
+            Failed::Unavailable => Cause::Unavailable,
+            Failed::TimedOut => Cause::TimedOut,
+            Failed::NotConnected | Failed::Unreachable => Cause::Unreachable,
+            Failed::Garbled => Cause::Garbled,
+            Failed::NotSent => Cause::NotSent,
+            Failed::Denied => Cause::Denied,
+            Failed::Conflict => Cause::Conflict,
+            Failed::Refused => Cause::Unknown,
         },
-        SdkError::ConstructionFailure(_) => Cause::NotSent,
-        // The client's own list may grow.
-        _ => Cause::Unreachable,
     }
 }
 
-fn names_the_role<E: ProvideErrorMetadata>(refusal: &E) -> bool {
-    let message = refusal.message().unwrap_or_default();
+fn names_the_role(message: &str) -> bool {
     message.contains("execution role") || message.contains("assume the role")
-}
-
-/// The codes of the API reference, "CreateSchedule" and "Common Error Types"; the status counts
-/// where a code is missing or new.
-fn refused(code: &str, status: u16) -> Cause {
-    match (code, status) {
-        (
-            "ThrottlingException"
-            | "Throttling"
-            | "TooManyRequestsException"
-            | "RequestLimitExceeded"
-            | "SlowDown",
-            _,
-        ) => Cause::Throttled,
-        ("InternalServerException" | "InternalFailure" | "ServiceUnavailable", _) => {
-            Cause::Unavailable
-        }
-        ("ConflictException", _) => Cause::Conflict,
-        ("ResourceNotFoundException", _) => Cause::NotThere,
-        ("ServiceQuotaExceededException", _) => Cause::OverQuota,
-        ("ValidationException" | "ValidationError", _) => Cause::Invalid,
-        (
-            "AccessDeniedException"
-            | "NotAuthorized"
-            | "OptInRequired"
-            | "ExpiredTokenException"
-            | "UnrecognizedClientException"
-            | "InvalidClientTokenId"
-            | "InvalidSignatureException"
-            | "IncompleteSignature"
-            | "MissingAuthenticationToken"
-            | "RequestExpired",
-            _,
-        ) => Cause::Denied,
-        (_, 429) => Cause::Throttled,
-        (_, 408) => Cause::TimedOut,
-        (_, 409) => Cause::Conflict,
-        (_, 401 | 403) => Cause::Denied,
-        (_, 500..) => Cause::Unavailable,
-        _ => Cause::Unknown,
-    }
-}
-
-/// `Retry-After` in seconds, or AWS's own header in milliseconds.
-fn retry_after(response: &HttpResponse) -> Option<Duration> {
-    let number = |name: &str| {
-        let value = response.headers().get(name)?;
-        value.trim().parse::<u64>().ok()
-    };
-    number("x-amz-retry-after")
-        .map(Duration::from_millis)
-        .or_else(|| number("retry-after").map(Duration::from_secs))
-}
-
-fn detail<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> String {
-    const CHARS_MAX: usize = 500;
-    let metadata = error.as_service_error();
-    let code = metadata.and_then(ProvideErrorMetadata::code);
-    let message = metadata.and_then(ProvideErrorMetadata::message);
-    let said = match (code, message) {
-        (Some(code), Some(message)) => format!("{code}: {message}"),
-        (Some(said), None) | (None, Some(said)) => said.to_owned(),
-        (None, None) => without_service(error),
-    };
-    said.chars().take(CHARS_MAX).collect()
-}
-
-/// The client's own words, and what lies behind them.
-fn without_service<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> String {
-    let status = error
-        .raw_response()
-        .map(|response| format!("status {}", response.status().as_u16()));
-    let mut causes = Vec::new();
-    if let SdkError::DispatchFailure(failure) = error
-        && let Some(connector) = failure.as_connector_error()
-    {
-        let first: &dyn std::error::Error = connector;
-        causes.extend(
-            std::iter::successors(Some(first), |cause| cause.source()).map(ToString::to_string),
-        );
-    }
-    let parts: Vec<_> = std::iter::once(error.to_string())
-        .chain(status)
-        .chain(causes)
-        .collect();
-    parts.join(": ")
 }
 
 #[cfg(test)]

@@ -56,6 +56,14 @@ async fn treasure(world: &World) -> Treasure {
         .send(&tenant.key, "PUT", CALENDAR, Some(calendar))
         .await;
     assert_eq!(kept.status, 201, "{}", kept.text);
+    world
+        .sql(
+            "INSERT INTO suppressed_addresses
+                    (tenant_id, address, id, reason, delivery_id, message_id)
+             VALUES ($1, 'treasure@example.com', $2, 'bounce', $2, 'treasure-message')",
+            &[&tenant.id, &delivery_id],
+        )
+        .await;
     let range = json!({ "from": "2026-03-16T00:00:00Z", "to": "2026-03-18T00:00:00Z" });
     let path = format!("/v1/prompts/{prompt_id}/backfill");
     let backfill = world.post(&tenant.key, &path, range).await;
@@ -162,6 +170,7 @@ async fn no_route_shows_or_changes_another_tenants_rows() {
             Some("deliveries") => path.replace("{id}", &treasure.delivery),
             Some("api-keys") => path.replace("{id}", &treasure.api_key),
             Some("backfills") => path.replace("{id}", &treasure.backfill),
+            Some("suppressed-addresses") => path.replace("{address}", "treasure@example.com"),
             Some("calendars") => path.replace("/v1/calendars/{name}", CALENDAR),
             _ => path.clone(),
         };

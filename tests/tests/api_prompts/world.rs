@@ -68,6 +68,7 @@ impl World {
             db: Db::connect(&config).await.unwrap(),
             queue,
             scheduler: Scheduler::Local,
+            outputs: management::outputs::Outputs::Folder,
             sealer: Sealer::from_base64(&format!("{}=", "A".repeat(43))).unwrap(),
             catalog: Catalog::shipped(),
             outbound: Policy::PUBLIC,

@@ -279,6 +279,7 @@ async fn a_turn_of_the_sweeper_ends_what_the_queue_gave_up() {
             world.worker.dead_letters.clone(),
             DeadLetters::new(&world.aws, world.queues.undelivered.clone()),
         ],
+        mail_events: None,
         scheduler: Scheduler::Local,
         retention_after: Mutex::new(None),
     };
@@ -313,6 +314,7 @@ async fn a_part_that_fails_does_not_keep_the_others_from_being_done() {
             DeadLetters::new(&nowhere, "http://127.0.0.1:9/1/q".to_owned()),
             world.worker.dead_letters.clone(),
         ],
+        mail_events: None,
         scheduler: Scheduler::Local,
         retention_after: Mutex::new(None),
     };

@@ -117,6 +117,7 @@ async fn a_silent_queue_keeps_no_caller_from_its_answer_and_loses_no_run() {
         db: stage.db.clone(),
         queue: Queue::Sqs(sqs),
         scheduler: Scheduler::Local,
+        outputs: management::outputs::Outputs::Folder,
         sealer: Sealer::from_base64(&format!("{}=", "A".repeat(43))).unwrap(),
         catalog: Catalog::shipped(),
         outbound: Policy::PUBLIC,

@@ -74,6 +74,7 @@ impl Sim {
             db: db.clone(),
             queue: Queue::local(1).0,
             scheduler: Scheduler::Local,
+            outputs: management::outputs::Outputs::Folder,
             sealer: Sealer::from_base64(&format!("{}=", "A".repeat(43))).unwrap(),
             catalog: Catalog::shipped(),
             outbound: Policy::PUBLIC,

@@ -67,6 +67,7 @@ impl World {
             db: stage.db.clone(),
             queue,
             scheduler: scheduler.clone(),
+            outputs: management::outputs::Outputs::Folder,
             sealer: Sealer::from_base64(&format!("{}=", "A".repeat(43))).unwrap(),
             catalog: Catalog::shipped(),
             outbound: Policy::PUBLIC,

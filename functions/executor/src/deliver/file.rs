@@ -24,9 +24,9 @@ pub(super) async fn work<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, DeliveryError> {
     match time::timeout(TIMEOUT, task::spawn_blocking(work)).await {
-        Ok(Ok(done)) => done.map_err(DeliveryError::StoreUnavailable),
-        Ok(Err(panicked)) => Err(DeliveryError::StoreUnavailable(io::Error::other(panicked))),
-        Err(elapsed) => Err(DeliveryError::StoreUnavailable(elapsed.into())),
+        Ok(Ok(done)) => done.map_err(|error| DeliveryError::StoreUnavailable(Box::new(error))),
+        Ok(Err(panicked)) => Err(DeliveryError::StoreUnavailable(Box::new(panicked))),
+        Err(elapsed) => Err(DeliveryError::StoreUnavailable(Box::new(elapsed))),
     }
 }
 

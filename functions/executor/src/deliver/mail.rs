@@ -18,12 +18,12 @@ use lettre::{
     },
 };
 use percent_encoding::percent_decode_str;
-use shared::{destination::EmailAddress, ids::DeliveryId, secret::Secret};
+use shared::{destination::EmailAddress, mail_tags::MailTags, secret::Secret};
 use tokio::time::timeout;
 use url::Url;
 
 use super::{
-    Answer, DeliveryError, Sent, excerpt,
+    Answer, Cause, DeliveryError, Sent, Ses, excerpt,
     file::{self, Draft},
 };
 
@@ -42,6 +42,8 @@ pub enum Mailer {
     },
     /// A mail server.
     Smtp(Smtp),
+    /// Amazon SES.
+    Ses(Ses),
 }
 
 /// A mail server and how to speak to it.
@@ -74,13 +76,13 @@ pub enum SmtpUrlError {
 impl Mailer {
     pub(super) async fn send(
         &self,
-        delivery_id: DeliveryId,
+        tags: &MailTags,
         recipients: &[EmailAddress],
         message: Bytes,
     ) -> Result<Sent, DeliveryError> {
         match self {
             Self::Directory { path } => {
-                let file = path.join(format!("{delivery_id}.eml"));
+                let file = path.join(format!("{}.eml", tags.delivery_id));
                 let location = Some(file.display().to_string());
                 let folder = path.clone();
                 file::work(move || Draft::write(&folder, &message)?.replace(&file)).await?;
@@ -98,6 +100,7 @@ impl Mailer {
                 smtp.send(&recipients, &message).await?;
                 Ok(Sent::default())
             }
+            Self::Ses(ses) => ses.send(tags, recipients, message).await,
         }
     }
 }
@@ -145,7 +148,7 @@ impl Smtp {
         let mut connection = timeout(CONNECT_TIMEOUT, self.connect())
             .await
             .map_err(|_elapsed| DeliveryError::MailUnreachable(None))?
-            .map_err(|error| DeliveryError::MailUnreachable(Some(error)))?;
+            .map_err(|error| DeliveryError::MailUnreachable(Some(Box::new(error))))?;
         timeout(ENVELOPE_TIMEOUT, self.announce(&mut connection, recipients))
             .await
             .map_err(|_elapsed| DeliveryError::MailUnreachable(None))?
@@ -213,9 +216,9 @@ impl fmt::Debug for Smtp {
 }
 
 /// A reply decides; anything else is what the phase makes of it.
-fn refused(error: SmtpError, broken: fn(Option<SmtpError>) -> DeliveryError) -> DeliveryError {
+fn refused(error: SmtpError, broken: fn(Option<Cause>) -> DeliveryError) -> DeliveryError {
     let Some(status) = error.status() else {
-        return broken(Some(error));
+        return broken(Some(Box::new(error)));
     };
     let said = std::error::Error::source(&error).map(ToString::to_string);
     let answer = Answer {
@@ -245,7 +248,18 @@ mod tests {
         thread::{self, JoinHandle},
     };
 
+    use shared::ids::{DeliveryId, PromptId, RunId, TenantId};
+
     use super::*;
+
+    fn tags(delivery_id: DeliveryId) -> MailTags {
+        MailTags {
+            tenant_id: TenantId::new(),
+            prompt_id: PromptId::new(),
+            run_id: RunId::new(),
+            delivery_id,
+        }
+    }
 
     /// A mail server that gives its replies one by one, to each line or to the message, and hangs
     /// up when it has none left. It returns what it was told.
@@ -289,7 +303,7 @@ mod tests {
         let mailer = Mailer::Smtp(smtp(&format!("smtp://127.0.0.1:{port}")).unwrap());
         let to = ["a@example.com", "b@example.com"].map(|to| EmailAddress::parse(to).unwrap());
         let message = Bytes::from_static(b"Subject: x\r\n\r\n.dot\r\nend\r\n");
-        let sent = mailer.send(DeliveryId::new(), &to, message).await;
+        let sent = mailer.send(&tags(DeliveryId::new()), &to, message).await;
         drop(mailer);
         (sent, told.join().unwrap())
     }
@@ -410,7 +424,7 @@ mod tests {
         let mailer = Mailer::Smtp(smtp(&format!("smtp://127.0.0.1:{port}")).unwrap());
         let to = [EmailAddress::parse("a@example.com").unwrap()];
         let error = mailer
-            .send(DeliveryId::new(), &to, Bytes::new())
+            .send(&tags(DeliveryId::new()), &to, Bytes::new())
             .await
             .unwrap_err();
         assert_eq!(
@@ -429,7 +443,7 @@ mod tests {
         let to = [EmailAddress::parse("a@example.com").unwrap()];
         for _ in 0..2 {
             let message = Bytes::from_static(b"Subject: x\r\n\r\nhello\r\n");
-            let sent = mailer.send(id, &to, message).await.unwrap();
+            let sent = mailer.send(&tags(id), &to, message).await.unwrap();
             let path = folder.path().join("outbox").join(format!("{id}.eml"));
             assert_eq!(sent.location, Some(path.display().to_string()));
             assert_eq!(fs::read(path).unwrap(), b"Subject: x\r\n\r\nhello\r\n");

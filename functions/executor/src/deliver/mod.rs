@@ -4,11 +4,13 @@
 //! the same bytes. It never touches the database and never waits for a retry; the caller records
 //! what [`Sender::send`] returns and stores the instant that [`backoff`] gives.
 
-use std::{io, time::Duration};
+use std::{error::Error, time::Duration};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use shared::{destination::EmailAddress, ids::DeliveryId, webhook_secret::SigningSecrets};
+use shared::{
+    aws::Failure, destination::EmailAddress, mail_tags::MailTags, webhook_secret::SigningSecrets,
+};
 
 use crate::http::{Guarded, PostError};
 
@@ -16,10 +18,14 @@ mod file;
 mod mail;
 mod markdown;
 pub mod render;
+mod s3;
+mod ses;
 mod storage;
 mod webhook;
 
 pub use mail::{Mailer, Smtp, SmtpUrlError};
+pub use s3::S3;
+pub use ses::Ses;
 pub use storage::Storage;
 
 /// The waits between [`DELIVERY_ATTEMPTS_MAX`](shared::run::DELIVERY_ATTEMPTS_MAX) attempts add
@@ -28,6 +34,9 @@ pub use storage::Storage;
 const BACKOFF_BASE: Duration = Duration::from_secs(5);
 const BACKOFF_CAP: Duration = Duration::from_secs(4 * 3600);
 const EXCERPT_BYTES_MAX: usize = 1024;
+
+/// How long to wait for an operator to set right what no other attempt will.
+const OPERATOR_WAIT: Duration = Duration::from_secs(15 * 60);
 
 /// How long to wait after the failed attempt number `attempt`, counted from 1.
 #[must_use]
@@ -46,8 +55,8 @@ pub struct Sender {
 /// One attempt of one delivery.
 #[derive(Debug)]
 pub struct Outgoing<'a> {
-    /// The delivery's id: the same for all its attempts, and what receivers know it by.
-    pub delivery_id: DeliveryId,
+    /// Which delivery it is. Its id is the same for all its attempts, and what receivers know it by.
+    pub of: MailTags,
     /// Where it goes.
     pub target: Target<'a>,
     /// The rendered bytes; for storage, the run's output.
@@ -60,8 +69,8 @@ pub struct Outgoing<'a> {
 /// there.
 #[derive(Debug)]
 pub enum Target<'a> {
-    /// Addresses, separated by commas.
-    Email(&'a str),
+    /// Addresses, separated by commas, and in lower case those of them that are left out.
+    Email(&'a str, &'a [String]),
     /// A URL, and the tenant's secrets.
     Webhook(&'a str, &'a SigningSecrets),
     /// A key.
@@ -90,6 +99,15 @@ impl Sender {
         }
     }
 
+    /// Stores an output under its key, once. It ends within 30 seconds.
+    ///
+    /// # Errors
+    ///
+    /// [`DeliveryError::ObjectDiffers`] when something else lies there.
+    pub async fn store(&self, key: &str, output: Bytes) -> Result<Sent, DeliveryError> {
+        self.storage.put(key, output).await
+    }
+
     /// Reads a stored output.
     ///
     /// # Errors
@@ -106,14 +124,18 @@ impl Sender {
     /// [`DeliveryError`], which says whether another attempt makes sense.
     pub async fn send(&self, item: &Outgoing<'_>) -> Result<Sent, DeliveryError> {
         match item.target {
-            Target::Email(to) => {
-                let recipients = to
+            Target::Email(to, suppressed) => {
+                let mut recipients = to
                     .split(',')
                     .map(|address| EmailAddress::parse(address.trim()))
                     .collect::<Result<Vec<_>, _>>()
                     .map_err(|_fault| DeliveryError::InvalidTarget)?;
+                recipients.retain(|address| !suppressed.contains(&address.normalized()));
+                if recipients.is_empty() {
+                    return Err(DeliveryError::Suppressed);
+                }
                 self.mailer
-                    .send(item.delivery_id, &recipients, item.body.clone())
+                    .send(&item.of, &recipients, item.body.clone())
                     .await
             }
             Target::Webhook(url, secrets) => webhook::send(&self.http, url, secrets, item).await,
@@ -142,6 +164,9 @@ pub struct Answer {
     /// The beginning of what it said, at most 1 KiB, without control characters.
     pub excerpt: String,
 }
+
+/// What lies behind an error, for whoever debugs it.
+pub type Cause = Box<dyn Error + Send + Sync>;
 
 /// Why an attempt failed. Its text is for the tenant: it names no address of our own network.
 #[derive(Debug, thiserror::Error)]
@@ -174,7 +199,26 @@ pub enum DeliveryError {
     EndpointRefused(Answer),
     /// No mail server took the connection, or it broke before the message was sent.
     #[error("the mail server could not be used; it is tried again")]
-    MailUnreachable(#[source] Option<lettre::transport::smtp::Error>),
+    MailUnreachable(#[source] Option<Cause>),
+    /// The mail service takes no more for the moment.
+    #[error("the mail service asks to slow down; it is tried again")]
+    MailThrottled {
+        /// Not before.
+        retry_after: Option<Duration>,
+    },
+    /// The mail service does not send for this installation as it stands.
+    #[error("the mail service does not send for this installation; the operator has to look")]
+    MailNotSetUp(#[source] Failure),
+    /// The message is larger than the mail service takes.
+    #[error(
+        "the email is over 10 MB, the most that the mail service takes; store the output, or shorten it"
+    )]
+    MailTooLarge,
+    /// Nobody is left to send it to.
+    #[error(
+        "every recipient is suppressed after a bounce or a complaint; take one off that list and redeliver"
+    )]
+    Suppressed,
     /// An SMTP 4xx reply.
     #[error("the mail server put the message off with {}; it is tried again", .0.status)]
     MailDeferred(Answer),
@@ -185,10 +229,19 @@ pub enum DeliveryError {
     #[error(
         "the mail server did not say whether it took the message; look for it before resending"
     )]
-    MailOutcomeUnknown(#[source] Option<lettre::transport::smtp::Error>),
-    /// The folder could not be written to.
-    #[error("the file could not be written; it is tried again")]
-    StoreUnavailable(#[source] io::Error),
+    MailOutcomeUnknown(#[source] Option<Cause>),
+    /// The store could not be written to, or read.
+    #[error("the store could not be used; it is tried again")]
+    StoreUnavailable(#[source] Cause),
+    /// The store does not work for this installation as it stands.
+    #[error("the store refuses; the operator has to look at its rights and its configuration")]
+    StoreNotSetUp(#[source] Failure),
+    /// What was stored is not there any more.
+    #[error("the stored output is not there any more; it cannot be sent again")]
+    ObjectMissing,
+    /// What is stored there is larger than any output.
+    #[error("what is stored is larger than an output may be; it was not read")]
+    ObjectTooLarge,
     /// Another file lies under the same key.
     #[error("another output is stored under this run's key; it was left as it is")]
     ObjectDiffers,
@@ -210,10 +263,17 @@ impl DeliveryError {
             Self::EndpointBusy { .. } => "endpoint_busy",
             Self::EndpointRefused(_) => "endpoint_refused",
             Self::MailUnreachable(_) => "mail_unreachable",
+            Self::MailThrottled { .. } => "mail_throttled",
+            Self::MailNotSetUp(_) => "mail_not_set_up",
+            Self::MailTooLarge => "mail_too_large",
+            Self::Suppressed => "suppressed",
             Self::MailDeferred(_) => "mail_deferred",
             Self::MailRefused(_) => "mail_refused",
             Self::MailOutcomeUnknown(_) => "mail_outcome_unknown",
             Self::StoreUnavailable(_) => "store_unavailable",
+            Self::StoreNotSetUp(_) => "store_not_set_up",
+            Self::ObjectMissing => "object_missing",
+            Self::ObjectTooLarge => "object_too_large",
             Self::ObjectDiffers => "object_differs",
             Self::InvalidTarget => "invalid_target",
         }
@@ -224,8 +284,13 @@ impl DeliveryError {
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::EndpointBusy { retry_after, .. } => Disposition::Retry {
-                after: *retry_after,
+            Self::EndpointBusy { retry_after, .. } | Self::MailThrottled { retry_after } => {
+                Disposition::Retry {
+                    after: *retry_after,
+                }
+            }
+            Self::MailNotSetUp(_) | Self::StoreNotSetUp(_) => Disposition::Retry {
+                after: Some(OPERATOR_WAIT),
             },
             Self::EndpointUnreachable(_)
             | Self::EndpointSilent(_)
@@ -238,7 +303,11 @@ impl DeliveryError {
             | Self::EndpointRedirects(_)
             | Self::EndpointRefused(_)
             | Self::MailRefused(_)
+            | Self::MailTooLarge
+            | Self::Suppressed
             | Self::ObjectDiffers
+            | Self::ObjectMissing
+            | Self::ObjectTooLarge
             | Self::InvalidTarget => Disposition::GiveUp,
         }
     }
@@ -263,9 +332,16 @@ impl DeliveryError {
             | Self::EndpointUnreachable(_)
             | Self::EndpointSilent(_)
             | Self::MailUnreachable(_)
+            | Self::MailThrottled { .. }
+            | Self::MailNotSetUp(_)
+            | Self::MailTooLarge
+            | Self::Suppressed
             | Self::MailOutcomeUnknown(_)
             | Self::StoreUnavailable(_)
+            | Self::StoreNotSetUp(_)
             | Self::ObjectDiffers
+            | Self::ObjectMissing
+            | Self::ObjectTooLarge
             | Self::InvalidTarget => None,
         }
     }
@@ -294,7 +370,11 @@ mod tests {
         thread::{self, JoinHandle},
     };
 
-    use shared::{outbound::Policy, webhook_secret::WebhookSecret};
+    use shared::{
+        ids::{DeliveryId, PromptId, RunId, TenantId},
+        outbound::Policy,
+        webhook_secret::WebhookSecret,
+    };
 
     use super::*;
 
@@ -338,6 +418,15 @@ mod tests {
         (url, requests)
     }
 
+    fn tags() -> MailTags {
+        MailTags {
+            tenant_id: TenantId::new(),
+            prompt_id: PromptId::new(),
+            run_id: RunId::new(),
+            delivery_id: DeliveryId::new(),
+        }
+    }
+
     fn sender(folder: &std::path::Path, allow_loopback: bool) -> Sender {
         Sender::new(
             Mailer::Directory {
@@ -360,7 +449,7 @@ mod tests {
             previous: None,
         };
         let mut item = Outgoing {
-            delivery_id: DeliveryId::new(),
+            of: tags(),
             target: Target::Webhook(&url, &secrets),
             body: Bytes::from_static(br#"{"type":"run.succeeded"}"#),
             attempted_at: "2026-03-02T09:00:00Z".parse().unwrap(),
@@ -391,7 +480,7 @@ mod tests {
         for at in [0, 1] {
             assert_eq!(requests[at].lines[0], "post /hook http/1.1");
             assert_eq!(requests[at].body, r#"{"type":"run.succeeded"}"#);
-            assert_eq!(header(at, "webhook-id"), item.delivery_id.to_string());
+            assert_eq!(header(at, "webhook-id"), item.of.delivery_id.to_string());
             assert_eq!(header(at, "content-type"), "application/json");
             assert!(header(at, "user-agent").starts_with("carillon/"));
         }
@@ -412,7 +501,7 @@ mod tests {
             previous: None,
         };
         let item = Outgoing {
-            delivery_id: DeliveryId::new(),
+            of: tags(),
             target: Target::Webhook("https://169.254.169.254/latest", &secrets),
             body: Bytes::new(),
             attempted_at: Utc::now(),
@@ -434,8 +523,8 @@ mod tests {
             "a@b.example\r\nRCPT TO:<c@d.example>",
         ] {
             let item = Outgoing {
-                delivery_id: DeliveryId::new(),
-                target: Target::Email(to),
+                of: tags(),
+                target: Target::Email(to, &[]),
                 body: Bytes::new(),
                 attempted_at: Utc::now(),
             };
@@ -446,6 +535,29 @@ mod tests {
             );
         }
         assert!(!folder.path().join("outbox").exists());
+    }
+
+    #[tokio::test]
+    async fn a_suppressed_recipient_is_left_out_whatever_its_case() {
+        let folder = tempfile::tempdir().unwrap();
+        let sender = sender(folder.path(), true);
+        let suppressed = ["ada@example.com".to_owned()];
+        let mut item = Outgoing {
+            of: tags(),
+            target: Target::Email("Ada@Example.com, bob@example.com", &suppressed),
+            body: Bytes::from_static(b"Subject: x\r\n\r\nhello\r\n"),
+            attempted_at: Utc::now(),
+        };
+        assert!(sender.send(&item).await.is_ok());
+        item.of = tags();
+        item.target = Target::Email("Ada@Example.com", &suppressed);
+        let error = sender.send(&item).await.unwrap_err();
+        assert_eq!(
+            (error.code(), error.disposition()),
+            ("suppressed", Disposition::GiveUp)
+        );
+        let outbox = std::fs::read_dir(folder.path().join("outbox")).unwrap();
+        assert_eq!(outbox.count(), 1);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Keeps outputs as files, one per run, that are never written over.
+//! Keeps outputs, one per run, that are never written over: as objects, or as files of a folder.
 
 use std::{
     fs::{self, File},
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::{
-    DeliveryError, Sent,
+    DeliveryError, S3, Sent,
     file::{self, Draft},
 };
 
@@ -24,6 +24,8 @@ pub enum Storage {
         /// The folder; it is made when it is missing.
         root: PathBuf,
     },
+    /// Objects of a bucket.
+    S3(S3),
 }
 
 impl Storage {
@@ -34,10 +36,13 @@ impl Storage {
     /// [`DeliveryError::ObjectDiffers`] when something else lies there; the same bytes are fine,
     /// because then an earlier attempt got that far.
     pub(super) async fn put(&self, key: &str, body: Bytes) -> Result<Sent, DeliveryError> {
-        let Self::Directory { root } = self;
         if !is_key(key) {
             return Err(DeliveryError::InvalidTarget);
         }
+        let root = match self {
+            Self::Directory { root } => root,
+            Self::S3(bucket) => return bucket.put(key, body).await,
+        };
         let (root, path) = (root.clone(), root.join(key));
         let location = path.display().to_string();
         if file::work(move || store(&root, &path, &body)).await? {
@@ -52,12 +57,16 @@ impl Storage {
 
     /// Reads what lies under a key.
     pub(super) async fn get(&self, key: &str) -> Result<Bytes, DeliveryError> {
-        let Self::Directory { root } = self;
         if !is_key(key) {
             return Err(DeliveryError::InvalidTarget);
         }
-        let path = root.join(key);
-        file::work(move || fs::read(path)).await.map(Bytes::from)
+        match self {
+            Self::Directory { root } => {
+                let path = root.join(key);
+                file::work(move || fs::read(path)).await.map(Bytes::from)
+            }
+            Self::S3(bucket) => bucket.get(key).await,
+        }
     }
 }
 

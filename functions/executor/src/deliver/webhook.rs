@@ -34,7 +34,7 @@ pub(super) async fn send(
 
 /// The headers of the specification's section "Webhook Headers (sending metadata to consumers)".
 fn signed(secrets: &SigningSecrets, item: &Outgoing<'_>) -> Result<HeaderMap, DeliveryError> {
-    let id = item.delivery_id.to_string();
+    let id = item.of.delivery_id.to_string();
     let timestamp = item.attempted_at.timestamp();
     let signatures: Vec<String> = [Some(&secrets.current), secrets.previous.as_ref()]
         .into_iter()
@@ -97,7 +97,11 @@ mod tests {
     use hmac::{Hmac, KeyInit, Mac};
     use http::StatusCode;
     use sha2::Sha256;
-    use shared::{ids::DeliveryId, webhook_secret::WebhookSecret};
+    use shared::{
+        ids::{DeliveryId, PromptId, RunId, TenantId},
+        mail_tags::MailTags,
+        webhook_secret::WebhookSecret,
+    };
 
     use super::*;
     use crate::deliver::{Disposition, Target};
@@ -145,7 +149,12 @@ mod tests {
         let delivery_id = DeliveryId::new();
         let sign = |secrets: &SigningSecrets| {
             let item = Outgoing {
-                delivery_id,
+                of: MailTags {
+                    tenant_id: TenantId::new(),
+                    prompt_id: PromptId::new(),
+                    run_id: RunId::new(),
+                    delivery_id,
+                },
                 target: Target::Webhook("https://example.com/", secrets),
                 body: Bytes::from_static(b"{\"a\":1}"),
                 attempted_at: now(),

@@ -44,6 +44,13 @@ pub(super) fn of(schema: &str) -> Option<Value> {
         "Run" => run(),
         "LogLine" => log_line(),
         "Delivery" => delivery(),
+        "SuppressedAddress" => json!({
+            "address": "ada@example.com",
+            "reason": "bounce",
+            "delivery_id": "019d0a6f-5592-7b07-a5d8-3f61c09e2b48",
+            "message_id": "0107019d0a6f55a1-6f0d9f5e-1c2b-4e57-9a0b-8b3c8f0f6a11-000000",
+            "created_at": "2026-03-20T09:00:31Z",
+        }),
         "Tenant" => tenant(),
         "TenantSummary" => tenant_summary(),
         "TenantBody" => json!({
@@ -406,6 +413,7 @@ fn run() -> Value {
         let more = json!({
             "rendered_input": "Write a brief on the energy market for Friday, 2026-03-20.",
             "output": "Gas fell again. […]",
+            "output_url": null,
             "attempts": [{
                 "id": "019d0a6f-4108-7d6c-9f3b-7a12e8c04d96",
                 "attempt": 1,
@@ -444,6 +452,7 @@ fn delivery() -> Value {
         "position": 0,
         "kind": "email",
         "target": "ada@example.com",
+        "suppressed": [],
         "status": "delivered",
         "attempt": 1,
         "attempts_max": 16,

@@ -9,6 +9,7 @@ mod deliveries;
 mod health;
 mod prompts;
 mod runs;
+mod suppressed_addresses;
 mod tenant;
 mod webhook_secret;
 
@@ -60,6 +61,7 @@ pub(crate) fn documented() -> OpenApiRouter<App> {
         .merge(backfills::router())
         .merge(runs::router())
         .merge(deliveries::router())
+        .merge(suppressed_addresses::router())
         .merge(tenant::router())
         .merge(api_keys::router())
         .merge(webhook_secret::router())

@@ -69,7 +69,8 @@ async fn list_runs(
 
 /// Read a run
 ///
-/// With its output, the input that the model was given, and every model call.
+/// With its output, the input that the model was given, and every model call. An output over 256 KiB
+/// is not in the answer: `output_url` says where to read it.
 #[utoipa::path(
     get, path = "/v1/runs/{id}", tag = "runs",
     params(("id" = Uuid, Path, description = "The run")),
@@ -83,8 +84,13 @@ async fn get_run(
 ) -> Result<Json<Run>, ApiError> {
     query.finish()?;
     let tx = app.db.tenant(caller.tenant_id()).await?;
-    let run = history::run(tx, id).await?;
-    run.map(Json).ok_or_else(ApiError::not_found)
+    let mut run = history::run(tx, id)
+        .await?
+        .ok_or_else(ApiError::not_found)?;
+    if let Some(uri) = &run.summary.output_uri {
+        run.output_url = app.outputs.url(caller.tenant_id(), uri).await;
+    }
+    Ok(Json(run))
 }
 
 /// Cancel a run

@@ -15,8 +15,9 @@ pub use claim::{
 };
 pub use plan::{DuePrompt, Writing, lock_due, write_plan};
 pub use record::{
-    AfterFailure, Answer, Failure, FailureWriting, NewDelivery, Notice, Recorded, SealedSecrets,
-    Spent, Tokens, finish_failure, finish_output, record_failure, record_output, settle_late,
+    AfterFailure, Answer, Failure, FailureWriting, Kept, NewDelivery, Notice, Recorded,
+    SealedSecrets, Spent, Tokens, finish_failure, finish_output, record_failure, record_output,
+    settle_late,
 };
 pub(super) use record::{
     COUNT_END, Counted, DeliveryRows, INSERT_DELIVERIES, INSERT_LOG, Log, NO_CODE, SECRETS, kept,

@@ -11,6 +11,7 @@ use super::{
     super::{
         DbError, Param, TenantTx, column,
         prompts::{DROP_SLOTS, DroppedRow},
+        suppression::suppressed_of,
         tenant_tx::{Step, step},
     },
     Claim, DUE_AT_PAUSE, DueSlots, due_at_pause, in_order, word,
@@ -345,7 +346,7 @@ pub async fn finish_output(
     status: RunStatus,
     deliveries: &[&NewDelivery],
     lease_ms: i64,
-) -> Result<Vec<DeliveryId>, DbError> {
+) -> Result<Vec<Kept>, DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
     let [input, output, cached] = columns_of(answer.tokens);
@@ -435,7 +436,7 @@ pub async fn finish_failure(
     recorded: &Recorded,
     failure: &Failure,
     writing: &FailureWriting<'_>,
-) -> Result<Vec<DeliveryId>, DbError> {
+) -> Result<Vec<Kept>, DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
     let [input, output, cached] = columns_of(failure.spent.and_then(|spent| spent.tokens));
@@ -566,14 +567,18 @@ pub(in crate::db) const SECRETS: &str = "-- runs::secrets
 
 /// A run has one notice of its failure, however often it is retried: who asks for a retry looks at
 /// it. A pause has a notice of its own each time.
-pub(in crate::db) const INSERT_DELIVERIES: &str = "-- runs::insert_deliveries
+pub(in crate::db) const INSERT_DELIVERIES: &str = concat!(
+    "-- runs::insert_deliveries
     INSERT INTO deliveries
            (tenant_id, run_id, id, purpose, position, kind, target, destination, body, attempts_max,
-            status, attempt, fence, lease_expires_at)
+            status, attempt, fence, lease_expires_at, suppressed)
     SELECT $1, $2, t.id, t.purpose,
            t.position + CASE t.purpose WHEN 'paused_notice' THEN notices.paused ELSE 0 END,
            t.kind, t.target, t.destination, t.body, t.attempts_max,
-           'sending', 1, 1, clock_timestamp() + $3::bigint * interval '1 millisecond'
+           'sending', 1, 1, clock_timestamp() + $3::bigint * interval '1 millisecond',
+           ",
+    suppressed_of!("t.kind", "t.target"),
+    "
       FROM unnest($4::uuid[], $5::text[], $6::int[], $7::text[], $8::text[], $9::jsonb[], $10::bytea[],
                   $11::int[])
         AS t (id, purpose, position, kind, target, destination, body, attempts_max),
@@ -581,13 +586,28 @@ pub(in crate::db) const INSERT_DELIVERIES: &str = "-- runs::insert_deliveries
               FROM deliveries WHERE run_id = $2 AND purpose <> 'output') notices
      WHERE t.purpose <> 'failure_notice' OR notices.any = 0
     ON CONFLICT (tenant_id, run_id, purpose, position) DO NOTHING
-    RETURNING id";
+    RETURNING id, suppressed"
+);
+
+/// A delivery that was inserted, and is held by its inserter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// Which.
+    pub id: DeliveryId,
+    /// Recipients that are to be left out, in lower case.
+    pub suppressed: Vec<String>,
+}
 
 /// The deliveries that [`INSERT_DELIVERIES`] kept.
-pub(in crate::db) fn kept(rows: Option<&Vec<Row>>) -> Result<Vec<DeliveryId>, DbError> {
+pub(in crate::db) fn kept(rows: Option<&Vec<Row>>) -> Result<Vec<Kept>, DbError> {
     let rows = rows.into_iter().flatten();
-    rows.map(|row| Ok(DeliveryId::from(column::<Uuid>(row, "id")?)))
-        .collect()
+    rows.map(|row| {
+        Ok(Kept {
+            id: DeliveryId::from(column::<Uuid>(row, "id")?),
+            suppressed: column(row, "suppressed")?,
+        })
+    })
+    .collect()
 }
 
 /// An answered call, where $5 says that there was one.
