@@ -7,6 +7,7 @@
 pub mod api_key;
 pub mod aws;
 pub mod backoff;
+pub mod bus;
 pub mod calendar;
 pub mod db;
 pub mod destination;

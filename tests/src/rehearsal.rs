@@ -203,6 +203,7 @@ pub fn environment(
             "CARILLON_SCHEDULER_DEAD_LETTER_QUEUE_URL",
             queues.undelivered.clone(),
         ),
+        ("CARILLON_EVENT_BUS", "default".to_owned()),
         ("CARILLON_SCHEDULE_GROUP", queues.group.clone()),
         (
             "CARILLON_SCHEDULER_ROLE_ARN",

@@ -37,23 +37,28 @@ const REFERENCE: &str = "
             ON a.attrelid = o.oid AND a.attname = o.tenant_column AND NOT a.attisdropped";
 
 /// Functions that see more than one tenant, and nothing else does.
-const LOOK_ACROSS: [&str; 11] = [
+const LOOK_ACROSS: [&str; 14] = [
+    "system_claim_events(integer,integer,bigint)",
     "system_drift_cursor()",
     "system_due_deliveries(integer)",
     "system_due_prompts(integer)",
     "system_due_runs(integer)",
     "system_entries_of(uuid[])",
     "system_find_api_key(uuid)",
+    "system_forget_parked_events(integer)",
     "system_move_drift_cursor(text,uuid,uuid)",
     "system_prompts_with_entries(uuid,integer)",
+    "system_settle_events(uuid[],uuid[],bigint[],bigint[],text[],bigint[],text[])",
     "system_tenants(uuid,integer)",
     "system_unsynced_prompts(uuid[],integer)",
     "system_unsynced_tenants(uuid,integer)",
 ];
 
 /// Indexes that those functions need, because they do not know the tenant.
-const INDEXES_ACROSS: [&str; 5] = [
+const INDEXES_ACROSS: [&str; 7] = [
     "api_keys_system",
+    "bus_events_system_due",
+    "bus_events_system_parked",
     "deliveries_system_due",
     "scheduled_prompt_runs_system_due",
     "scheduled_prompts_system_due",
@@ -61,14 +66,17 @@ const INDEXES_ACROSS: [&str; 5] = [
 ];
 
 /// All that the owner of those functions may do.
-const DEFINER_MAY: [&str; 8] = [
+const DEFINER_MAY: [&str; 11] = [
+    "DELETE on bus_events",
     "SELECT on api_keys",
+    "SELECT on bus_events",
     "SELECT on deliveries",
     "SELECT on drift_cursor",
     "SELECT on scheduled_prompt_runs",
     "SELECT on scheduled_prompts",
     "SELECT on tenants",
     "UPDATE on api_keys.last_used_at",
+    "UPDATE on bus_events",
     "UPDATE on drift_cursor",
 ];
 
@@ -217,12 +225,12 @@ const RULES: [Rule; 25] = [
         sql: "SELECT privilege || ' on ' || o.name
                 FROM ours o CROSS JOIN unnest(ARRAY['UPDATE', 'INSERT', 'SELECT', 'REFERENCES']) privilege
                WHERE has_any_column_privilege('carillon_app', o.oid, privilege)
-                 AND (privilege = 'REFERENCES' OR (o.name = 'audit_events' AND privilege = 'UPDATE'))
+                 AND (privilege = 'REFERENCES' OR (o.name IN ('audit_events', 'bus_events') AND privilege = 'UPDATE'))
               UNION ALL
               SELECT privilege || ' on ' || o.name
                 FROM ours o CROSS JOIN unnest(ARRAY['DELETE', 'TRUNCATE', 'TRIGGER']) privilege
                WHERE has_table_privilege('carillon_app', o.oid, privilege)
-                 AND (privilege <> 'DELETE' OR o.name = 'audit_events')
+                 AND (privilege <> 'DELETE' OR o.name IN ('audit_events', 'bus_events'))
               UNION ALL
               SELECT privilege || ' on refinery_schema_history'
                 FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) privilege
@@ -270,7 +278,7 @@ const RULES: [Rule; 25] = [
 ];
 
 /// What breaks a rule, and how the rule names it.
-const BREAKS: [(&str, &str); 48] = [
+const BREAKS: [(&str, &str); 49] = [
     (
         "CREATE TABLE bare (tenant_id uuid NOT NULL)",
         "bare has no row-level security",
@@ -465,6 +473,10 @@ const BREAKS: [(&str, &str); 48] = [
     (
         "GRANT UPDATE (detail) ON audit_events TO carillon_app",
         "UPDATE on audit_events is a right of carillon_app",
+    ),
+    (
+        "GRANT DELETE ON bus_events TO carillon_app",
+        "DELETE on bus_events is a right of carillon_app",
     ),
     (
         "GRANT DELETE ON audit_events TO PUBLIC",

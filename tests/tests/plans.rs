@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use shared::db::{
     audit, auth,
     backfills::{self, Cancelled},
-    calendars, deliveries, health,
+    calendars, deliveries, events, health,
     history::{self, RunFilter, RunPage},
     idempotency, looks,
     migrate::{self, RolePasswords},
@@ -183,6 +183,9 @@ async fn call_the_rest(world: &World) {
     let tx = stage.tx(world.b.tenant.id).await.unwrap();
     retention::expire(tx, 10, true).await.unwrap();
     health::latency(&stage.db).await.unwrap();
+    events::claim(&stage.db, 1, 1, 0).await.unwrap();
+    events::settle(&stage.db, &[]).await.unwrap();
+    events::forget_parked(&stage.db, 1).await.unwrap();
 }
 
 async fn read_everything(world: &World) {

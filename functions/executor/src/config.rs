@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use lettre::message::Mailbox;
 use shared::{
+    bus,
     db::DbConfig,
     env::{self, ConfigError, Environment, Reader},
     price::Catalog,
@@ -33,6 +34,8 @@ pub struct Config {
     pub queue_url: String,
     /// Where unusable messages go.
     pub dead_letter_queue_url: String,
+    /// Where events go.
+    pub event_bus: String,
     /// Messages worked on at once.
     pub slots: usize,
     /// The providers.
@@ -79,6 +82,7 @@ impl Config {
         let queue_url = reader.required("CARILLON_QUEUE_URL", queue::read_url);
         let dead_letter_queue_url =
             reader.required("CARILLON_DEAD_LETTER_QUEUE_URL", queue::read_url);
+        let event_bus = reader.required("CARILLON_EVENT_BUS", bus::read_name);
         let slots = read_slots(&mut reader, db.as_ref());
         let providers = read_providers(&mut reader, environment);
         let outlets = read_outlets(&mut reader, environment);
@@ -95,6 +99,7 @@ impl Config {
                 db: db?,
                 queue_url: queue_url?,
                 dead_letter_queue_url: dead_letter_queue_url?,
+                event_bus: event_bus?,
                 slots,
                 providers: providers?,
                 outlets: outlets?,
@@ -166,7 +171,7 @@ mod tests {
 
     const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
-    const WHOLE: [(&str, &str); 8] = [
+    const WHOLE: [(&str, &str); 9] = [
         ("CARILLON_ENV", "dev"),
         ("CARILLON_DATABASE_URL", "postgresql://app@db/carillon"),
         (
@@ -178,6 +183,7 @@ mod tests {
             "CARILLON_DEAD_LETTER_QUEUE_URL",
             "https://sqs.example/1/dead",
         ),
+        ("CARILLON_EVENT_BUS", "carillon-events"),
         ("CARILLON_SEALING_KEY", KEY),
         ("CARILLON_MAIL_FROM", "Carillon <carillon@example.com>"),
         ("CARILLON_HOME", "/tmp/carillon"),

@@ -14,12 +14,15 @@ use executor::{
 };
 use lambda_runtime::{Error, LambdaEvent, service_fn};
 use shared::{
-    aws,
+    aws::{self, SdkConfig},
+    bus::{self, Bus, EventBridge},
     db::Db,
     outbound::Policy,
     queue::{DeadLetters, Queue, Sqs},
     telemetry,
 };
+use tokio::time::{Instant, timeout_at};
+use tracing::warn;
 
 /// How long a claim holds without being renewed: so long a run of a process that vanished waits.
 const LEASE: Duration = Duration::from_secs(60);
@@ -27,22 +30,41 @@ const LEASE: Duration = Duration::from_secs(60);
 /// A wake-up that takes longer is left to the sweeper.
 const WAKE_UP_LIMIT: Duration = Duration::from_secs(3);
 
+/// What putting events may take of an invocation, when all its messages are done. The sweeper puts
+/// the rest.
+const EVENTS_LIMIT: Duration = Duration::from_secs(2);
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let config = Config::from_env()?;
     telemetry::init(telemetry::Reader::Machine, "info");
-    let worker = worker(config).await?;
+    let aws = aws::config().await;
+    let bus = Bus::EventBridge(EventBridge::new(&aws, config.event_bus.clone()));
+    let worker = worker(config, &aws).await?;
     let handler = service_fn(async |event: LambdaEvent<SqsEvent>| {
         let deadline = aws::deadline(event.context.deadline());
-        Ok::<_, Error>(worker.work(event.payload.records, deadline).await)
+        let answer = worker.work(event.payload.records, deadline).await;
+        put_events(&worker, &bus, deadline).await;
+        Ok::<_, Error>(answer)
     });
     lambda_runtime::run(handler)
         .await
         .map_err(|error| anyhow::anyhow!(error))
 }
 
-async fn worker(config: Config) -> anyhow::Result<Worker> {
-    let aws = aws::config().await;
+/// What the runs had to tell. An answer that is late is worse than an event that is.
+async fn put_events(worker: &Worker, bus: &Bus, deadline: Instant) {
+    let until = deadline.checked_sub(EVENTS_LIMIT).unwrap_or(deadline);
+    let until = until.min(Instant::now() + EVENTS_LIMIT);
+    let draining = bus::drain(&worker.executor.db, bus, until);
+    match timeout_at(until + EVENTS_LIMIT / 2, draining).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => warn!(%error, "events not put; the sweeper puts them"),
+        Err(_) => warn!("no time left to note which events were put; they are put again"),
+    }
+}
+
+async fn worker(config: Config, aws: &SdkConfig) -> anyhow::Result<Worker> {
     let db = Db::connect(&config.db)
         .await
         .context("cannot use the database")?;
@@ -66,7 +88,7 @@ async fn worker(config: Config) -> anyhow::Result<Worker> {
     };
     let executor = Executor {
         db,
-        queue: Queue::Sqs(Sqs::new(&aws, config.queue_url, WAKE_UP_LIMIT)),
+        queue: Queue::Sqs(Sqs::new(aws, config.queue_url, WAKE_UP_LIMIT)),
         models: Models::new(config.providers, model::client()?),
         sender: Sender::new(mailer, storage, Guarded::new(Policy::PUBLIC)?),
         sealer: config.sealer,
@@ -76,7 +98,7 @@ async fn worker(config: Config) -> anyhow::Result<Worker> {
     };
     Ok(Worker {
         executor: Arc::new(executor),
-        dead_letters: DeadLetters::new(&aws, config.dead_letter_queue_url),
+        dead_letters: DeadLetters::new(aws, config.dead_letter_queue_url),
         slots: config.slots,
     })
 }

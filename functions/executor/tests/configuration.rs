@@ -17,6 +17,7 @@ fn everything_that_is_missing_is_told_in_one_line() {
         "CARILLON_SYSTEM_DATABASE_URL",
         "CARILLON_QUEUE_URL",
         "CARILLON_DEAD_LETTER_QUEUE_URL",
+        "CARILLON_EVENT_BUS",
         "CARILLON_SEALING_KEY",
         "CARILLON_MAIL_FROM",
     ] {

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use executor::Executor;
 use shared::{
+    bus::{self, Bus},
     db::DbError,
     message::WakeUp,
     queue::{Queue, WakeUps},
@@ -61,6 +62,10 @@ pub(crate) async fn sweep(executor: Arc<Executor>, queue: Queue, stop: Cancellat
             _ = sweeps.tick() => {
                 if let Err(error) = sweeper::sweep(&executor.db, &queue).await {
                     warn!(%error, "sweep failed; the next follows in a second");
+                }
+                let until = Instant::now() + SWEEP_PERIOD;
+                if let Err(error) = bus::drain(&executor.db, &Bus::Local, until).await {
+                    warn!(%error, "events not told; the next sweep tells them");
                 }
             }
             _ = passes.tick() => match sweeper::expire(&executor.db, &Scheduler::Local, after).await {

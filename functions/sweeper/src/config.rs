@@ -1,6 +1,7 @@
 //! What the Lambda function reads from its environment, once, before any client is made.
 
 use shared::{
+    bus,
     db::DbConfig,
     env::{self, ConfigError, Environment, Reader},
     queue,
@@ -18,6 +19,8 @@ pub struct Config {
     pub db: DbConfig,
     /// Where wake-ups go.
     pub queue_url: String,
+    /// Where events go.
+    pub event_bus: String,
     /// Where the scheduler's entries stand.
     pub scheduler: Settings,
     /// The queues of messages that came to nothing.
@@ -41,6 +44,7 @@ impl Config {
         let db = DbConfig::read(&mut reader, APP_CONNECTIONS_MAX, SYSTEM_CONNECTIONS_MAX);
         let queue_url = reader.required("CARILLON_QUEUE_URL", queue::read_url);
         let dead_letters = reader.required("CARILLON_DEAD_LETTER_QUEUE_URL", queue::read_url);
+        let event_bus = reader.required("CARILLON_EVENT_BUS", bus::read_name);
         let scheduler = Settings::read(&mut reader);
         // What the scheduler could not deliver; an installation may have one queue for both.
         let undelivered =
@@ -56,6 +60,7 @@ impl Config {
             Some(Self {
                 db: db?,
                 queue_url: queue_url?,
+                event_bus: event_bus?,
                 scheduler: scheduler?,
                 mail_events_queue_url: mail_events,
                 dead_letter_queue_urls: [dead_letters, undelivered].into_iter().flatten().collect(),
@@ -85,6 +90,7 @@ mod tests {
             "CARILLON_MAIL_EVENTS_QUEUE_URL",
             "https://sqs.example/1/mail",
         ),
+        ("CARILLON_EVENT_BUS", "carillon-events"),
         ("CARILLON_SCHEDULE_GROUP", "carillon"),
         (
             "CARILLON_SCHEDULER_ROLE_ARN",

@@ -7,6 +7,7 @@ use lambda_runtime::{Error, LambdaEvent, service_fn};
 use serde::de::IgnoredAny;
 use shared::{
     aws,
+    bus::{self, Bus},
     db::Db,
     queue::{DeadLetters, Queue, Sqs},
     scheduler::{EventBridge, Scheduler},
@@ -43,6 +44,7 @@ async fn sweeper(config: Config) -> anyhow::Result<Sweeper> {
         mail_events: config
             .mail_events_queue_url
             .map(|url| DeadLetters::new(&aws, url)),
+        bus: Bus::EventBridge(bus::EventBridge::new(&aws, config.event_bus)),
         scheduler: Scheduler::EventBridge(EventBridge::new(&aws, config.scheduler)),
         retention_after: Mutex::new(None),
     })

@@ -1,5 +1,5 @@
 //! One invocation of the Lambda function: a sweep, the dead letters, what came back of emails, the
-//! scheduler's entries, and a part of retention.
+//! events, the scheduler's entries, and a part of retention.
 //!
 //! Each part has its time, and none keeps the next from being tried.
 
@@ -9,7 +9,8 @@ use std::{
 };
 
 use shared::{
-    db::{Db, DbError},
+    bus::{self, Bus, Drained},
+    db::{Db, DbError, events},
     ids::TenantId,
     queue::{DeadLetters, Queue},
     scheduler::Scheduler,
@@ -31,6 +32,12 @@ const ANSWER_MARGIN: Duration = Duration::from_secs(2);
 /// What retention may take of a turn: it is never urgent.
 const RETENTION_TIME: Duration = Duration::from_secs(10);
 
+/// What putting events may take of a turn.
+const EVENTS_TIME: Duration = Duration::from_secs(15);
+
+/// Parked events that one turn forgets.
+const PARKED_MAX: i32 = 500;
+
 /// What turns work with. One per process.
 pub struct Sweeper {
     /// The database.
@@ -41,6 +48,8 @@ pub struct Sweeper {
     pub dead_letters: Vec<DeadLetters>,
     /// The queue of what the mail service reports, if there is one.
     pub mail_events: Option<DeadLetters>,
+    /// Where events go.
+    pub bus: Bus,
     /// What wakes prompts when they are due.
     pub scheduler: Scheduler,
     /// Where the next turn goes on with retention. A fresh process begins again at the front, which
@@ -97,6 +106,10 @@ impl Sweeper {
             note("the reading of mail events", error);
             Heard::default()
         });
+        let drained = self.put_events(stop).await.unwrap_or_else(|error| {
+            note("the putting of events", error);
+            Drained::default()
+        });
         let repaired = self.repair(stop).await.unwrap_or_else(|error| {
             note("the repair of the scheduler's entries", error);
             Repaired::default()
@@ -112,6 +125,9 @@ impl Sweeper {
             dead_letters.ended = consumed.ended,
             mail_events.deleted = heard.deleted,
             addresses.suppressed = heard.suppressed,
+            events.taken = drained.taken,
+            events.postponed = drained.postponed,
+            events.parked = drained.parked,
             entries.applied = repaired.applied,
             entries.failed = repaired.failed,
             entries.drifted = repaired.drifted + repaired.orphans,
@@ -142,6 +158,14 @@ impl Sweeper {
             }
             None => Ok(Heard::default()),
         }
+    }
+
+    /// It stops by itself, so that what was put is noted.
+    async fn put_events(&self, stop: Instant) -> Result<Drained, PartError> {
+        let until = stop.min(Instant::now() + EVENTS_TIME);
+        let drained = bus::drain(&self.db, &self.bus, until).await?;
+        events::forget_parked(&self.db, PARKED_MAX).await?;
+        Ok(drained)
     }
 
     /// It stops by itself, so that what it has begun is noted.

@@ -11,6 +11,7 @@ pub mod backfills;
 pub mod calendars;
 pub mod deliveries;
 mod error;
+pub mod events;
 pub mod health;
 pub mod history;
 pub mod idempotency;

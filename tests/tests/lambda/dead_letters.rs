@@ -5,6 +5,7 @@ use std::{sync::Mutex, time::Duration};
 use aws_sdk_sqs::Client;
 use serde_json::json;
 use shared::{
+    bus::Bus,
     ids::{RunId, TenantId},
     message::{self, WakeUp},
     queue::{DeadLetters, Queue, Sqs},
@@ -280,6 +281,7 @@ async fn a_turn_of_the_sweeper_ends_what_the_queue_gave_up() {
             DeadLetters::new(&world.aws, world.queues.undelivered.clone()),
         ],
         mail_events: None,
+        bus: Bus::Local,
         scheduler: Scheduler::Local,
         retention_after: Mutex::new(None),
     };
@@ -315,6 +317,7 @@ async fn a_part_that_fails_does_not_keep_the_others_from_being_done() {
             world.worker.dead_letters.clone(),
         ],
         mail_events: None,
+        bus: Bus::Local,
         scheduler: Scheduler::Local,
         retention_after: Mutex::new(None),
     };

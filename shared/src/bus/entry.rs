@@ -1,0 +1,90 @@
+//! An event as the bus gets it, and how many go into one call.
+
+use serde_json::{Value, json};
+
+use crate::db::events::Event;
+
+/// What every event names as its source.
+pub const SOURCE: &str = "carillon";
+
+/// Of the schema of `detail`. It grows when a consumer that knows the one before could go wrong.
+pub const VERSION: u32 = 1;
+
+/// Entries of one call at the most (EventBridge API Reference, "PutEvents").
+pub(super) const BATCH_MAX: usize = 10;
+
+/// Bytes of one call at the most, and of one entry (EventBridge User Guide, "Calculating PutEvents
+/// event entry size": pages of different ages say 256 KB and 1 MB).
+pub(super) const BYTES_MAX: usize = 256 * 1024 - 1;
+
+/// What the instant of an entry counts (the same page).
+const TIME_BYTES: usize = 14;
+
+/// An event and its text.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) event: Event,
+    pub(super) detail: String,
+}
+
+impl Entry {
+    fn new(event: Event) -> Self {
+        let detail = detail(&event).to_string();
+        Self { event, detail }
+    }
+
+    fn bytes(&self) -> usize {
+        TIME_BYTES + SOURCE.len() + self.event.kind.len() + self.detail.len()
+    }
+}
+
+/// The `detail` of an event: the same bytes at every put.
+#[must_use]
+pub fn detail(event: &Event) -> Value {
+    let mut detail = event.data.as_object().cloned().unwrap_or_default();
+    let envelope = [
+        ("version", json!(VERSION)),
+        ("id", json!(event.id)),
+        ("type", json!(event.kind)),
+        ("tenant_id", json!(event.tenant_id)),
+        ("prompt_id", json!(event.prompt_id)),
+        ("occurred_at", json!(event.occurred_at)),
+        ("sequence", json!(event.seq())),
+    ];
+    let optional = [
+        ("run_id", event.run_id.map(|id| json!(id))),
+        ("delivery_id", event.delivery_id.map(|id| json!(id))),
+    ];
+    for (name, value) in envelope {
+        detail.insert(name.to_owned(), value);
+    }
+    for (name, value) in optional {
+        if let Some(value) = value {
+            detail.insert(name.to_owned(), value);
+        }
+    }
+    Value::Object(detail)
+}
+
+/// Fills calls up to both bounds; gives apart what is too large for any.
+pub(super) fn batches(events: Vec<Event>) -> (Vec<Vec<Entry>>, Vec<Event>) {
+    let (mut batches, mut too_large) = (Vec::new(), Vec::new());
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    for entry in events.into_iter().map(Entry::new) {
+        let more = entry.bytes();
+        if more > BYTES_MAX {
+            too_large.push(entry.event);
+            continue;
+        }
+        if batch.len() == BATCH_MAX || bytes + more > BYTES_MAX {
+            batches.push(std::mem::take(&mut batch));
+            bytes = 0;
+        }
+        bytes += more;
+        batch.push(entry);
+    }
+    if !batch.is_empty() {
+        batches.push(batch);
+    }
+    (batches, too_large)
+}
