@@ -40,7 +40,7 @@ export class Management extends CarillonFunction {
         ...database.reads(),
         ...queues.sends(queues.wakeUps),
         ...queues.changesSchedules(),
-        ...opensSealed(key, ['kms:Decrypt', 'kms:Encrypt', 'kms:GenerateDataKey']),
+        ...opensSealed(key, ['kms:Decrypt', 'kms:GenerateDataKey']),
         ...outlets.readsOutputs(),
       ],
     });

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::{price::Catalog, seal::Sealer, secret::Secret};
+use crate::{price::Catalog, secret::Secret};
 
 /// Where an installation stands. It is part of every API key, so that a key of one is refused by
 /// the others.
@@ -93,6 +93,27 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Two variables of which exactly one must be set, each with its parser.
+    pub fn one_of<T>(
+        &mut self,
+        (first, parse_first): (&str, impl FnOnce(&str) -> Result<T, String>),
+        (second, parse_second): (&str, impl FnOnce(&str) -> Result<T, String>),
+    ) -> Option<T> {
+        let is_set = |name: &str| (self.look_up)(name).is_some_and(|text| !text.is_empty());
+        match (is_set(first), is_set(second)) {
+            (true, false) => self.optional(first, parse_first),
+            (false, true) => self.optional(second, parse_second),
+            (false, false) => {
+                self.refuse(format!("{first} is not set, nor {second}; set one of them"));
+                None
+            }
+            (true, true) => {
+                self.refuse(format!("{first} and {second} are both set; keep one"));
+                None
+            }
+        }
+    }
+
     /// Tells a fault that shows in more than one variable. The same one is told once.
     pub fn refuse(&mut self, fault: String) {
         if !self.faults.contains(&fault) {
@@ -132,14 +153,6 @@ pub fn database_url(text: &str) -> Result<Secret, String> {
     text.parse::<tokio_postgres::Config>()
         .map(|_| Secret::new(text))
         .map_err(|_| "cannot be read; give postgresql://user:password@host/database".to_owned())
-}
-
-/// Takes the key that seals tenants' secrets, for [`Reader::required`].
-///
-/// # Errors
-/// When it is not the base64 of 32 bytes.
-pub fn sealing_key(text: &str) -> Result<Sealer, String> {
-    Sealer::from_base64(text).map_err(|_| "must be the base64 of 32 bytes".to_owned())
 }
 
 /// Takes the models beyond the shipped price list, for [`Reader::optional`].
@@ -206,6 +219,26 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "configuration: WORD must be a number; EMPTY is not set; ABSENT is not set"
+        );
+    }
+
+    #[test]
+    fn of_two_variables_one_must_be_set() {
+        let mut reader = Reader::new(&look_up);
+        assert_eq!(
+            reader.one_of(("NUMBER", number), ("ABSENT", number)),
+            Some(7)
+        );
+        assert_eq!(
+            reader.one_of(("EMPTY", number), ("NUMBER", number)),
+            Some(7)
+        );
+        assert_eq!(reader.one_of(("EMPTY", number), ("ABSENT", number)), None);
+        assert_eq!(reader.one_of(("NUMBER", number), ("WORD", number)), None);
+        let error = reader.finish(Some(())).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "configuration: EMPTY is not set, nor ABSENT; set one of them; NUMBER and WORD are both set; keep one"
         );
     }
 

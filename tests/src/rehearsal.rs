@@ -123,11 +123,9 @@ pub async fn database() -> Result<String> {
     let tenant_id = TenantId::from(TENANT);
     let tx = db.tenant(tenant_id).await?;
     let secret = WebhookSecret::generate().text();
-    let sealed = Sealer::from_base64(SEALING_KEY)?.seal(
-        tenant_id,
-        Purpose::WebhookSecret,
-        secret.expose().as_bytes(),
-    )?;
+    let sealer = Sealer::from_base64(SEALING_KEY)?;
+    let sealing = sealer.ready(tenant_id, Purpose::WebhookSecret).await?;
+    let sealed = sealing.seal(secret.expose().as_bytes())?;
     let user_id = tenants::create(
         &tx,
         &NewTenant {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use shared::db::{
-    Db, DbConfig, TenantTx,
+    Db, DbConfig, Login, TenantTx,
     migrate::{self, RolePasswords},
     prompts::{self, NewPrompt},
     tenants::{self, NewTenant},
@@ -52,8 +52,8 @@ impl Stage {
     pub async fn behind(tap: &Tap, connections: usize) -> Result<Self> {
         let name = migrated_database().await?;
         let mut config = config(&name, connections);
-        config.app_url = Secret::new(tap.url(&name, "carillon_app"));
-        config.system_url = Secret::new(tap.url(&name, "carillon_system"));
+        config.app = Login::Url(Secret::new(tap.url(&name, "carillon_app")));
+        config.system = Login::Url(Secret::new(tap.url(&name, "carillon_system")));
         Self::connect(name, &config).await
     }
 
@@ -117,12 +117,12 @@ pub fn migrations_hash() -> Result<String> {
 /// How the product connects to a database of the testbed.
 #[must_use]
 pub fn config(database: &str, connections: usize) -> DbConfig {
-    DbConfig {
-        app_url: Secret::new(role_url(database, "carillon_app")),
-        system_url: Secret::new(role_url(database, "carillon_system")),
-        app_connections_max: connections,
-        system_connections_max: 2,
-    }
+    DbConfig::of_urls(
+        Secret::new(role_url(database, "carillon_app")),
+        Secret::new(role_url(database, "carillon_system")),
+        connections,
+        2,
+    )
 }
 
 /// The URL of a database for another role than the superuser; the testbed asks for no password.

@@ -20,7 +20,7 @@ use shared::db::{
     backfills::{self, NewBackfill},
     calendars,
     deliveries::{self, DeliveryClaim, LockedDelivery},
-    idempotency, prompts,
+    idempotency, prompts, provider_keys,
     runs::{self, Claim, LockedRun},
     sync::{self, Claimed, Settled},
 };
@@ -28,6 +28,7 @@ use shared::exclusion::CalendarName;
 use shared::ids::{
     ApiKeyId, BackfillId, CalendarId, DeliveryId, PromptId, RunId, TenantId, UserId,
 };
+use shared::provider_key::KeyedProvider;
 use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -82,6 +83,8 @@ pub struct Side {
     pub excluding: PromptId,
     /// A backfill of that prompt, with one run that waits.
     pub backfill: BackfillId,
+    /// Its own key of OpenAI.
+    pub provider_key: Uuid,
 }
 
 /// Both tenants and their database.
@@ -190,6 +193,9 @@ async fn side(stage: &Stage, name: &str) -> Side {
     suppress(stage, tenant.id).await;
     let (calendar, excluding) = excluding_prompt(stage, tenant).await;
     let backfill = backfill(stage, tenant, excluding).await;
+    let tx = stage.tx(tenant.id).await.unwrap();
+    let provider_key = provider_keys::put(&tx, &a_provider_key()).await.unwrap();
+    tx.commit().await.unwrap();
     Side {
         applying,
         followed: other,
@@ -207,6 +213,7 @@ async fn side(stage: &Stage, name: &str) -> Side {
         calendar,
         excluding,
         backfill,
+        provider_key: provider_key.id,
     }
 }
 
@@ -332,6 +339,15 @@ pub fn new_key(id: ApiKeyId, user_id: UserId) -> NewKey<'static> {
         hash: HASH,
         role: Role::Editor,
         expires_at: None,
+    }
+}
+
+/// A tenant's own key of a provider, as it is stored.
+pub fn a_provider_key() -> provider_keys::NewKey<'static> {
+    provider_keys::NewKey {
+        provider: KeyedProvider::OpenAi,
+        sealed: b"sealed",
+        fingerprint: "0123456789ab",
     }
 }
 

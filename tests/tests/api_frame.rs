@@ -76,14 +76,12 @@ impl Api {
             .await
             .unwrap();
         let url = tests::database_url(&database);
-        let db = Db::connect(&DbConfig {
-            app_url: as_user(&url, "carillon_app"),
-            system_url: as_user(&url, "carillon_system"),
-            app_connections_max: 8,
-            system_connections_max: 4,
-        })
-        .await
-        .unwrap();
+        let (app, system) = (
+            as_user(&url, "carillon_app"),
+            as_user(&url, "carillon_system"),
+        );
+        let config = DbConfig::of_urls(app, system, 8, 4);
+        let db = Db::connect(&config).await.unwrap();
         let (queue, _) = Queue::local(16);
         let app = App::new(AppParts {
             db,
@@ -541,6 +539,7 @@ async fn each_role_may_do_what_it_may_and_no_more() {
     let tenant = api.tenant("roles").await;
     let new_key = json!({"name": "another", "role": "viewer"});
     let unknown = format!("/v1/api-keys/{}", Uuid::now_v7());
+    let provider_key = json!({"key": "sk-roles-0123456789"});
     // For viewer, editor and owner.
     for (method, path, body, statuses) in [
         (Method::GET, "/v1/tenant", None, [200, 200, 200]),
@@ -559,6 +558,19 @@ async fn each_role_may_do_what_it_may_and_no_more() {
             "/v1/webhook-secret/rotate",
             None,
             [403, 403, 200],
+        ),
+        (
+            Method::PUT,
+            "/v1/provider-keys/openai",
+            Some(&provider_key),
+            [403, 403, 201],
+        ),
+        (Method::GET, "/v1/provider-keys", None, [403, 403, 200]),
+        (
+            Method::DELETE,
+            "/v1/provider-keys/openai",
+            None,
+            [403, 403, 204],
         ),
     ] {
         for (key, status) in [&tenant.viewer, &tenant.editor, &tenant.owner]
@@ -584,7 +596,7 @@ async fn each_role_may_do_what_it_may_and_no_more() {
         1
     );
     let refused = "SELECT count(*) FROM audit_events WHERE result = 'refused'";
-    assert_eq!(api.count(refused).await, 6);
+    assert_eq!(api.count(refused).await, 10);
 }
 
 #[tokio::test]
@@ -1020,7 +1032,8 @@ async fn the_webhook_secret_rotates_and_the_old_one_stays_for_a_day() {
         let sql = format!("SELECT {column} FROM tenants WHERE id = $1");
         let tenant = Uuid::try_parse(&tenant.id).unwrap();
         let blob: Vec<u8> = api.sql.query_one(&sql, &[&tenant]).await.unwrap().get(0);
-        let plain = sealer.open(id, Purpose::WebhookSecret, &blob).unwrap();
+        let plain = sealer.open(id, Purpose::WebhookSecret, &blob).await;
+        let plain = plain.unwrap();
         String::from_utf8(plain.to_vec()).unwrap()
     };
     let state = async || api.get("/v1/webhook-secret", &tenant.owner).await.body;
@@ -1450,6 +1463,10 @@ async fn every_operation_is_documented_with_its_refusals() {
         (
             "post /v1/webhook-secret/rotate",
             "200 401 403 409 413 422 500 503",
+        ),
+        (
+            "put /v1/provider-keys/{provider}",
+            "200 201 400 401 403 404 412 413 415 422 500 503",
         ),
         (
             "patch /v1/admin/tenants/{id}",

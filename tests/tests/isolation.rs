@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use shared::api_key::Role;
 use shared::db::{
-    Db, DbError, audit,
+    Db, DbError, Login, audit,
     auth::{self, Revoke},
     backfills::{self, Cancelled},
     calendars,
@@ -25,7 +25,7 @@ use shared::db::{
     migrate::{self, RolePasswords},
     preview,
     prompts::{self, NewPrompt, NewSpec, NewStatus, Order, PromptStatus, Sort},
-    retention,
+    provider_keys, retention,
     runs::{self, AfterFailure, Changed, Enqueue, FailureWriting, Writing},
     suppression::{self, Feedback, Noted, Reason},
     sync::{self, Claimed, Settled},
@@ -37,6 +37,7 @@ use shared::destination::EmailAddress;
 use shared::exclusion::{CalendarName, Holidays};
 use shared::ids::{ApiKeyId, CalendarId, PromptId, RunId, TenantId, UserId};
 use shared::message::WakeUp;
+use shared::provider_key::KeyedProvider;
 use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
 use shared::secret::Secret;
 use shared::slots::Dropped;
@@ -44,8 +45,9 @@ use tests::stage::{self, config, role_url, spec};
 use tests::tap::Tap;
 use tests::worker::{LONG_MS, answer, failure, intent, plan, settled};
 use tests::world::{
-    APPLY_LEASE, CALENDAR, HASH, HOOK, SUPPRESSED, World, a_backfill, calendar_name, christmas,
-    event, kept_answer, make_expirable, new_key, public_functions, tenant_tables,
+    APPLY_LEASE, CALENDAR, HASH, HOOK, SUPPRESSED, World, a_backfill, a_provider_key,
+    calendar_name, christmas, event, kept_answer, make_expirable, new_key, public_functions,
+    tenant_tables,
 };
 use tests::{connect, database_url};
 use tokio_postgres::{Client, error::SqlState};
@@ -148,6 +150,7 @@ async fn case(function: &str, world: &World) {
         "history" => history_case(name, world).await,
         "idempotency" => idempotency_case(name, world).await,
         "preview" => preview_case(name, world).await,
+        "provider_keys" => provider_key_case(name, world).await,
         "prompts" => match name {
             "insert" | "replace" | "set_status" | "tombstone" | "drop_slots" => {
                 prompt_write_case(name, world).await;
@@ -254,6 +257,44 @@ async fn backfill_case(name: &str, world: &World) {
             tx.commit().await.unwrap();
         }
         _ => no_case("backfills", name),
+    }
+}
+
+/// A has a key of the same provider.
+async fn provider_key_case(name: &str, world: &World) {
+    let (tx, a, b) = (world.a().await, &world.a, &world.b);
+    let provider = KeyedProvider::OpenAi;
+    match name {
+        "list" => {
+            let found = provider_keys::list(tx, None, 100).await.unwrap();
+            let ids: Vec<_> = found.iter().map(|one| one.id).collect();
+            assert_eq!(ids, [a.provider_key]);
+        }
+        "lock" => {
+            assert_eq!(provider_keys::lock(&tx, provider).await.unwrap(), Some(1));
+            // B need not wait for A.
+            let of_b = world.stage.tx(b.tenant.id).await.unwrap();
+            provider_keys::lock(&of_b, provider).await.unwrap();
+            of_b.rollback().await.unwrap();
+        }
+        "put" => {
+            let made = provider_keys::put(&tx, &a_provider_key()).await.unwrap();
+            assert_eq!((made.id, made.version), (a.provider_key, 2));
+            tx.commit().await.unwrap();
+        }
+        "delete" => {
+            let gone = provider_keys::delete(&tx, provider).await.unwrap();
+            assert_eq!(gone, Some(a.provider_key));
+            tx.rollback().await.unwrap();
+        }
+        "sealed" => {
+            let admin = &world.stage.admin;
+            let sql = "UPDATE provider_keys SET key_sealed = 'of A' WHERE tenant_id = $1";
+            admin.execute(sql, &[&a.tenant.id.uuid()]).await.unwrap();
+            let sealed = provider_keys::sealed(tx, provider).await.unwrap();
+            assert_eq!(sealed, Some(b"of A".to_vec()));
+        }
+        _ => no_case("provider_keys", name),
     }
 }
 
@@ -1154,7 +1195,7 @@ fn refused(result: Result<u64, tokio_postgres::Error>, table: &str) {
 /// A pool of one connection, so that each borrower meets what the one before it left.
 async fn pool_of_one(tap: &Tap, world: &World) -> Db {
     let mut config = config(&world.stage.name, 1);
-    config.app_url = Secret::new(tap.url(&world.stage.name, "carillon_app"));
+    config.app = Login::Url(Secret::new(tap.url(&world.stage.name, "carillon_app")));
     Db::connect(&config).await.unwrap()
 }
 
@@ -1296,9 +1337,9 @@ async fn roles_that_could_pass_the_wall_are_refused_at_start() {
             .await
             .unwrap();
         let mut as_app = config(&name, 1);
-        as_app.app_url = Secret::new(role_url(&name, &role));
+        as_app.app = Login::Url(Secret::new(role_url(&name, &role)));
         let mut as_system = config(&name, 1);
-        as_system.system_url = Secret::new(role_url(&name, &role));
+        as_system.system = Login::Url(Secret::new(role_url(&name, &role)));
         for config in [as_app, as_system] {
             found.push((give, named, Db::connect(&config).await.err()));
         }

@@ -22,7 +22,7 @@ use shared::db::{
     migrate::{self, RolePasswords},
     preview,
     prompts::{self, NewSpec, NewStatus, Order, PromptStatus, Sort},
-    retention,
+    provider_keys, retention,
     runs::{self, AfterFailure, Changed},
     suppression::{self, Feedback, Noted},
     sync, system, tenants, versions, wake_ups,
@@ -30,6 +30,7 @@ use shared::db::{
 use shared::destination::EmailAddress;
 use shared::ids::{PromptId, TenantId};
 use shared::message::WakeUp;
+use shared::provider_key::KeyedProvider;
 use shared::run::RunStatus;
 use shared::secret::Secret;
 use shared::slots::Dropped;
@@ -37,8 +38,8 @@ use tests::stage::{Stage, migrations_hash, spec};
 use tests::tap::Tap;
 use tests::worker::{LONG_MS, fail, failure, take_delivery};
 use tests::world::{
-    CALENDAR, HASH, SUPPRESSED, World, calendar_name, christmas, db_sources, due_prompt,
-    make_expirable,
+    CALENDAR, HASH, SUPPRESSED, World, a_provider_key, calendar_name, christmas, db_sources,
+    due_prompt, make_expirable,
 };
 use tests::{connect, database_url, shared_database};
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -142,6 +143,7 @@ async fn call_the_rest(world: &World) {
     read_everything(world).await;
     change_prompts(world).await;
     change_calendars(world).await;
+    change_provider_keys(world).await;
     change_runs(world).await;
     follow(world).await;
     let (stage, a) = (&world.stage, &world.a);
@@ -347,6 +349,19 @@ async fn change_prompts(world: &World) {
     };
     prompts::set_status(&tx, &change).await.unwrap();
     prompts::tombstone(&tx, id).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+async fn change_provider_keys(world: &World) {
+    let (stage, a, provider) = (&world.stage, &world.a, KeyedProvider::OpenAi);
+    let tx = stage.tx(a.tenant.id).await.unwrap();
+    provider_keys::sealed(tx, provider).await.unwrap();
+    let tx = stage.tx(a.tenant.id).await.unwrap();
+    provider_keys::list(tx, None, 10).await.unwrap();
+    let tx = stage.tx(a.tenant.id).await.unwrap();
+    provider_keys::lock(&tx, provider).await.unwrap();
+    provider_keys::put(&tx, &a_provider_key()).await.unwrap();
+    provider_keys::delete(&tx, provider).await.unwrap();
     tx.commit().await.unwrap();
 }
 
@@ -637,6 +652,8 @@ fn values(title: &str) -> Option<String> {
         ("calendars", "lock_prompts" | "prompts") => format!("{NIL}, {NIL}, 50"),
         ("calendars", "users") => format!("{NIL}, 10"),
         ("suppression", "list") => "'', 50".to_owned(),
+        ("provider_keys", "list") => "'', 50".to_owned(),
+        ("provider_keys", "lock" | "sealed") => "'openai'".to_owned(),
         ("versions", "list") => format!("{prompt}, 100, 50"),
         ("versions", "get") => format!("{prompt}, 1"),
         ("history", "logs") => format!("{run}, '-infinity', {NIL}, 50"),

@@ -319,7 +319,8 @@ fn id(object: &Value) -> String {
     object["id"].as_str().unwrap().to_owned()
 }
 
-/// In an environment without providers: whatever prompts are made, no model is called.
+/// In an environment without providers: whatever prompts are made, no model is called. A made-up key
+/// of a tenant's must not leave this machine either.
 fn spawn(folder: &Path, log: &Path) -> Child {
     let program = tests::carillon_program().unwrap();
     let mut command = child::command(program, None, "KILL");
@@ -338,6 +339,9 @@ fn spawn(folder: &Path, log: &Path) -> Child {
             command.env(name, value);
         }
     }
+    command
+        .env("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+        .env("ANTHROPIC_BASE_URL", "http://127.0.0.1:9");
     command
         .args(["up", "--listen", "127.0.0.1:0", "--allow-loopback"])
         .args(["--platform-key-sha256", PLATFORM_KEY_SHA256])

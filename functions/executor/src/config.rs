@@ -4,12 +4,11 @@ use std::path::PathBuf;
 
 use lettre::message::Mailbox;
 use shared::{
-    bus,
-    db::DbConfig,
+    bus, db,
     env::{self, ConfigError, Environment, Reader},
     price::Catalog,
-    queue,
-    seal::Sealer,
+    queue, seal,
+    secrets::{self, SecretArn},
 };
 
 use crate::model::ProvidersConfig;
@@ -29,7 +28,7 @@ const SYSTEM_CONNECTIONS_MAX: usize = 1;
 #[derive(Debug)]
 pub struct Config {
     /// Where the database is.
-    pub db: DbConfig,
+    pub db: db::Settings,
     /// Where the wake-ups of other tries go.
     pub queue_url: String,
     /// Where unusable messages go.
@@ -40,10 +39,12 @@ pub struct Config {
     pub slots: usize,
     /// The providers.
     pub providers: ProvidersConfig,
+    /// Where the installation keeps its keys of them, if not in the environment.
+    pub provider_keys: Option<SecretArn>,
     /// The ways out.
     pub outlets: Outlets,
-    /// Opens the tenants' signing secrets.
-    pub sealer: Sealer,
+    /// Opens the tenants' signing secrets and keys.
+    pub sealing: seal::Settings,
     /// Prices.
     pub catalog: Catalog,
     /// Who emails come from.
@@ -78,7 +79,7 @@ impl Config {
     fn read(look_up: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut reader = Reader::new(look_up);
         let environment = reader.required("CARILLON_ENV", Environment::parse_deployed);
-        let db = DbConfig::read(&mut reader, APP_CONNECTIONS_MAX, SYSTEM_CONNECTIONS_MAX);
+        let db = db::Settings::read(&mut reader, APP_CONNECTIONS_MAX, SYSTEM_CONNECTIONS_MAX);
         let queue_url = reader.required("CARILLON_QUEUE_URL", queue::read_url);
         let dead_letter_queue_url =
             reader.required("CARILLON_DEAD_LETTER_QUEUE_URL", queue::read_url);
@@ -86,7 +87,8 @@ impl Config {
         let slots = read_slots(&mut reader, db.as_ref());
         let providers = read_providers(&mut reader, environment);
         let outlets = read_outlets(&mut reader, environment);
-        let sealer = reader.required("CARILLON_SEALING_KEY", env::sealing_key);
+        let provider_keys = read_provider_keys(&mut reader);
+        let sealing = seal::Settings::read(&mut reader);
         let catalog = reader
             .optional("CARILLON_MODELS", env::models)
             .unwrap_or_else(Catalog::shipped);
@@ -102,8 +104,9 @@ impl Config {
                 event_bus: event_bus?,
                 slots,
                 providers: providers?,
+                provider_keys,
                 outlets: outlets?,
-                sealer: sealer?,
+                sealing: sealing?,
                 catalog,
                 from: from?,
             })
@@ -112,7 +115,7 @@ impl Config {
     }
 }
 
-fn read_slots(reader: &mut Reader<'_>, db: Option<&DbConfig>) -> usize {
+fn read_slots(reader: &mut Reader<'_>, db: Option<&db::Settings>) -> usize {
     let given = reader.optional("CARILLON_EXECUTOR_SLOTS", env::count(SLOTS_MAX));
     let slots = given.unwrap_or(SLOTS);
     if let Some(db) = db
@@ -137,6 +140,18 @@ fn read_providers(
         }
     })
     .ok()
+}
+
+/// A key that stands in two places is changed in one of them, sooner or later.
+fn read_provider_keys(reader: &mut Reader<'_>) -> Option<SecretArn> {
+    const NAME: &str = "CARILLON_PROVIDER_KEYS_SECRET_ARN";
+    let arn = reader.optional(NAME, secrets::read_arn)?;
+    for key in ["OPENAI_API_KEY", "ANTHROPIC_API_KEY"] {
+        if reader.text(key).is_some_and(|text| !text.trim().is_empty()) {
+            reader.refuse(format!("{key} and {NAME} are both set; keep one"));
+        }
+    }
+    Some(arn)
 }
 
 fn read_outlets(reader: &mut Reader<'_>, environment: Option<Environment>) -> Option<Outlets> {
@@ -232,6 +247,31 @@ mod tests {
             assert!(bad.contains(name), "{name}: {bad}");
         }
         assert!(!bad.contains("hunter2") && !bad.contains('\n'), "{bad}");
+    }
+
+    #[test]
+    fn the_providers_keys_stand_in_one_place() {
+        const ARN: &str = "arn:aws:secretsmanager:eu-central-1:1:secret:keys";
+        let secret = ("CARILLON_PROVIDER_KEYS_SECRET_ARN", ARN);
+        assert!(read(&[secret]).unwrap().provider_keys.is_some());
+        assert!(read(&[]).unwrap().provider_keys.is_none());
+        let told = read(&[secret, ("OPENAI_API_KEY", "sk-hunter2")]).unwrap_err();
+        assert!(told.contains("OPENAI_API_KEY and CARILLON_PROVIDER_KEYS_SECRET_ARN are both set"));
+        assert!(!told.contains("hunter2"), "{told}");
+    }
+
+    #[test]
+    fn secrets_and_kms_stand_in_place_of_urls_and_a_key() {
+        const ARN: &str = "arn:aws:secretsmanager:eu-central-1:1:secret:app";
+        let config = read(&[
+            ("CARILLON_DATABASE_URL", ""),
+            ("CARILLON_DATABASE_SECRET_ARN", ARN),
+            ("CARILLON_SYSTEM_DATABASE_URL", ""),
+            ("CARILLON_SYSTEM_DATABASE_SECRET_ARN", ARN),
+            ("CARILLON_SEALING_KEY", ""),
+            ("CARILLON_KMS_KEY_ID", "alias/carillon"),
+        ]);
+        assert!(matches!(config.unwrap().sealing, seal::Settings::Kms(_)));
     }
 
     #[test]

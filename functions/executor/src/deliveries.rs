@@ -19,7 +19,7 @@ use shared::{
     mail_tags::MailTags,
     message::WakeUp,
     run::{DELIVERY_ATTEMPTS_MAX, DeliveryStatus, RunStatus},
-    seal::Purpose,
+    seal::{OpenError, Purpose},
     webhook_secret::{SigningSecrets, WebhookSecret},
 };
 use tracing::{error, info, warn};
@@ -353,16 +353,10 @@ async fn attempt(
         }
     };
     let signing = match held.kind {
-        Kind::Webhook => match open(executor, held.claim.tenant_id, secrets) {
-            None => {
-                return Err(settled(
-                    DeliveryStatus::Exhausted,
-                    "signing_secret_unreadable",
-                    "the signing secret cannot be read; rotate it and redeliver",
-                ));
-            }
-            opened => opened,
-        },
+        Kind::Webhook => {
+            let opened = open(executor, held.claim.tenant_id, secrets).await;
+            Some(opened.map_err(|error| unopened(error.as_ref(), &held.claim))?)
+        }
         Kind::Email | Kind::Storage => None,
     };
     let target = match (held.kind, &signing) {
@@ -513,29 +507,49 @@ fn run_claim(claim: &DeliveryClaim, end: &deliveries::RunEnd) -> Claim {
     }
 }
 
-fn open(
+/// The signing secrets; `Err(None)` where what was sealed is none.
+async fn open(
     executor: &Executor,
     tenant_id: TenantId,
     sealed: &SealedSecrets,
-) -> Option<SigningSecrets> {
-    let open = |blob: &[u8]| {
-        executor
-            .sealer
-            .open(tenant_id, Purpose::WebhookSecret, blob)
-            .ok()
-            .and_then(|text| {
-                let text = std::str::from_utf8(&text).ok()?;
-                WebhookSecret::parse(text).ok()
-            })
+) -> Result<SigningSecrets, Option<OpenError>> {
+    let open = async |blob: &[u8]| {
+        let purpose = Purpose::WebhookSecret;
+        let opened = executor.sealer.open(tenant_id, purpose, blob).await?;
+        let text = std::str::from_utf8(&opened).map_err(|_| None)?;
+        WebhookSecret::parse(text).map_err(|_| None)
     };
-    let Some(current) = open(&sealed.current) else {
-        error!(tenant.id = %tenant_id, "webhook secret cannot be opened with this sealing key");
-        return None;
+    let current = open(&sealed.current).await.inspect_err(|error| {
+        error!(tenant.id = %tenant_id, ?error, "webhook secret cannot be opened");
+    })?;
+    let previous = match &sealed.previous {
+        Some(blob) => match open(blob).await {
+            Err(Some(error)) if error.is_transient() => return Err(Some(error)),
+            opened => opened.ok(),
+        },
+        None => None,
     };
-    Some(SigningSecrets {
-        current,
-        previous: sealed.previous.as_deref().and_then(open),
-    })
+    Ok(SigningSecrets { current, previous })
+}
+
+/// What becomes of a delivery that could not be signed.
+fn unopened(error: Option<&OpenError>, claim: &DeliveryClaim) -> Settled {
+    if claim.attempt < claim.attempts_max && error.is_some_and(OpenError::is_transient) {
+        let attempt = u32::try_from(claim.attempt).unwrap_or(1);
+        let delay = deliver::backoff(attempt, None);
+        let mut settled = settled(
+            DeliveryStatus::Retrying,
+            "signing_secret_unavailable",
+            "the signing secret cannot be opened at the moment; it is tried again by itself",
+        );
+        settled.retry_in_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
+        return settled;
+    }
+    settled(
+        DeliveryStatus::Exhausted,
+        "signing_secret_unreadable",
+        "the signing secret cannot be read; rotate it and redeliver",
+    )
 }
 
 fn prepared(

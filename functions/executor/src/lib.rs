@@ -29,6 +29,7 @@ pub mod http;
 mod job;
 mod lease;
 pub mod model;
+mod provider_keys;
 mod runs;
 mod until;
 
@@ -44,7 +45,7 @@ pub struct Executor {
     pub models: Models,
     /// The ways out.
     pub sender: Sender,
-    /// Opens the tenants' signing secrets.
+    /// Opens the tenants' signing secrets and keys.
     pub sealer: Sealer,
     /// Prices.
     pub catalog: Catalog,

@@ -19,6 +19,7 @@ use shared::{
     db::Db,
     outbound::Policy,
     queue::{DeadLetters, Queue, Sqs},
+    secrets::SecretsManager,
     telemetry,
 };
 use tokio::time::{Instant, timeout_at};
@@ -65,9 +66,14 @@ async fn put_events(worker: &Worker, bus: &Bus, deadline: Instant) {
 }
 
 async fn worker(config: Config, aws: &SdkConfig) -> anyhow::Result<Worker> {
-    let db = Db::connect(&config.db)
-        .await
-        .context("cannot use the database")?;
+    let manager = SecretsManager::new(aws);
+    let db_config = config.db.config(&manager);
+    let mut models = Models::new(config.providers, model::client()?);
+    if let Some(arn) = config.provider_keys {
+        models = models.with_stored_keys(manager, arn);
+    }
+    let (db, ()) = tokio::join!(Db::connect(&db_config), models.fetch_keys());
+    let db = db.context("cannot use the database")?;
     let (mailer, storage) = match config.outlets {
         Outlets::Folder(home) => (
             Mailer::Directory {
@@ -82,16 +88,16 @@ async fn worker(config: Config, aws: &SdkConfig) -> anyhow::Result<Worker> {
             kms_key_id,
             configuration_set,
         } => (
-            Mailer::Ses(Ses::new(&aws, &config.from, configuration_set)),
-            Storage::S3(S3::new(&aws, bucket, kms_key_id)),
+            Mailer::Ses(Ses::new(aws, &config.from, configuration_set)),
+            Storage::S3(S3::new(aws, bucket, kms_key_id)),
         ),
     };
     let executor = Executor {
         db,
         queue: Queue::Sqs(Sqs::new(aws, config.queue_url, WAKE_UP_LIMIT)),
-        models: Models::new(config.providers, model::client()?),
+        models,
         sender: Sender::new(mailer, storage, Guarded::new(Policy::PUBLIC)?),
-        sealer: config.sealer,
+        sealer: config.sealing.into_sealer(aws),
         catalog: config.catalog,
         from: config.from,
         lease: LEASE,

@@ -30,7 +30,7 @@ use crate::{
     job::{Job, Rendered, Texts, dropped_at_pause, stored_spec},
     lease,
     model::{Disposition, ModelAnswer, ModelError, ModelRequest},
-    nothing_due,
+    nothing_due, provider_keys,
 };
 
 /// How long a run waits that the overlap policy or the tenant's limit keeps back.
@@ -363,7 +363,13 @@ async fn call_model(
         input: &texts.input,
         settings: job.spec.model_settings(),
     };
-    let call = pin!(executor.models.call(&request, timeout_of(&job.spec)));
+    let limit = timeout_of(&job.spec);
+    let call = pin!(provider_keys::call(
+        executor,
+        claim.tenant_id,
+        &request,
+        limit
+    ));
     lease::hold(executor, claim.run_id, call, || renew(executor, claim)).await
 }
 

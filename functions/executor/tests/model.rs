@@ -52,7 +52,7 @@ fn models(base: &str) -> Models {
             base_url: format!("{base}/v1").parse().unwrap(),
         }),
         anthropic: Some(AnthropicConfig {
-            key: Secret::new(KEY),
+            key: Some(Secret::new(KEY)),
             base_url,
         }),
         bedrock: Some(BedrockConfig {

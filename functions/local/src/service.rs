@@ -224,13 +224,13 @@ async fn prepare_database(
         }
     }
     let connections = settings.workers + 8;
-    Ok(Db::connect(&DbConfig {
-        app_url: as_role(admin_url, "carillon_app", passwords.app.as_ref())?,
-        system_url: as_role(admin_url, "carillon_system", passwords.system.as_ref())?,
-        app_connections_max: connections,
-        system_connections_max: 4,
-    })
-    .await?)
+    let config = DbConfig::of_urls(
+        as_role(admin_url, "carillon_app", passwords.app.as_ref())?,
+        as_role(admin_url, "carillon_system", passwords.system.as_ref())?,
+        connections,
+        4,
+    );
+    Ok(Db::connect(&config).await?)
 }
 
 /// A private PostgreSQL trusts its socket. Elsewhere the two roles get passwords, which are kept

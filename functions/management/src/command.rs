@@ -27,7 +27,7 @@ use shared::{
     ids::{PromptId, TenantId},
     message::WakeUp,
     scheduler::SyncState,
-    seal::Purpose,
+    seal::{Purpose, Sealing},
 };
 use tokio::time::timeout;
 use tracing::warn;
@@ -201,21 +201,26 @@ impl Command {
         action: Action,
         handler: impl AsyncFnOnce(&TenantTx) -> Result<Answer, ApiError>,
     ) -> Result<Response, ApiError> {
-        let tx = app.db.tenant(by.tenant).await?;
         let key = self.idempotency_key.as_ref().map(|key| by.scoped(key));
+        // Before the transaction: it may ask KMS.
+        let sealing = match &key {
+            Some(_) => Some(ready(app, by.tenant).await?),
+            None => None,
+        };
+        let tx = app.db.tenant(by.tenant).await?;
         let attempt = async {
             if let Some(key) = &key
-                && let Some(replay) = self.replay(app, &tx, key).await?
+                && let Some((status, sealed)) = self.answered(&tx, key).await?
             {
-                return Ok(Attempt::Replayed(replay));
+                return Ok(Attempt::Answered(status, sealed));
             }
             handler(&tx).await.map(Attempt::Done)
         };
         let mut answer = match attempt.await {
             Ok(Attempt::Done(answer)) => answer,
-            Ok(Attempt::Replayed(response)) => {
+            Ok(Attempt::Answered(status, sealed)) => {
                 let _ = tx.rollback().await;
-                return Ok(response);
+                return replay(app, by.tenant, status, &sealed).await;
             }
             Err(error) => {
                 // A connection that cannot roll back is closed by the drop, with the same effect.
@@ -227,7 +232,8 @@ impl Command {
             .changed
             .then(|| by.event(action, answer.target, Outcome::Ok, answer.detail.clone()));
         let stored = key
-            .map(|key| self.stored(app, by.tenant, key, &answer))
+            .zip(sealing)
+            .map(|(key, sealing)| self.stored(key, &sealing, &answer))
             .transpose()?;
         idempotency::commit(tx, event.as_ref(), stored.as_ref()).await?;
         // The change is kept, whatever becomes of this: the sweeper finds what nobody was woken for.
@@ -238,34 +244,20 @@ impl Command {
         answer.into_response()
     }
 
-    async fn replay(
-        &self,
-        app: &App,
-        tx: &TenantTx,
-        key: &str,
-    ) -> Result<Option<Response>, ApiError> {
-        let (status, sealed) = match idempotency::begin(tx, key, &self.request_hash).await? {
-            Begin::Fresh => return Ok(None),
-            Begin::InFlight => return Err(ApiError::in_flight()),
-            Begin::OtherRequest => return Err(ApiError::idempotency_mismatch()),
-            Begin::Answered { status, sealed } => (status, sealed),
-        };
-        let plain = app
-            .sealer
-            .open(tx.tenant(), Purpose::IdempotentAnswer, &sealed)
-            .map_err(ApiError::internal)?;
-        let kept: Kept = serde_json::from_slice(&plain).map_err(ApiError::internal)?;
-        let mut response = kept.into_response(status)?;
-        let headers = response.headers_mut();
-        headers.insert(REPLAYED, HeaderValue::from_static("true"));
-        Ok(Some(response))
+    /// The sealed answer to the same request, if there is one.
+    async fn answered(&self, tx: &TenantTx, key: &str) -> Result<Option<(i32, Vec<u8>)>, ApiError> {
+        match idempotency::begin(tx, key, &self.request_hash).await? {
+            Begin::Fresh => Ok(None),
+            Begin::InFlight => Err(ApiError::in_flight()),
+            Begin::OtherRequest => Err(ApiError::idempotency_mismatch()),
+            Begin::Answered { status, sealed } => Ok(Some((status, sealed))),
+        }
     }
 
     fn stored(
         &self,
-        app: &App,
-        tenant: TenantId,
         key: String,
+        sealing: &Sealing<'_>,
         answer: &Answer,
     ) -> Result<idempotency::Answer, ApiError> {
         let plain =
@@ -274,9 +266,29 @@ impl Command {
             key,
             request_hash: self.request_hash,
             status: i32::from(answer.status.as_u16()),
-            sealed: app.sealer.seal(tenant, Purpose::IdempotentAnswer, &plain)?,
+            sealed: sealing.seal(&plain)?,
         })
     }
+}
+
+async fn ready(app: &App, tenant: TenantId) -> Result<Sealing<'_>, ApiError> {
+    Ok(app.sealer.ready(tenant, Purpose::IdempotentAnswer).await?)
+}
+
+/// Gives an answer again.
+async fn replay(
+    app: &App,
+    tenant: TenantId,
+    status: i32,
+    sealed: &[u8],
+) -> Result<Response, ApiError> {
+    let purpose = Purpose::IdempotentAnswer;
+    let plain = app.sealer.open(tenant, purpose, sealed).await?;
+    let kept: Kept = serde_json::from_slice(&plain).map_err(ApiError::internal)?;
+    let mut response = kept.into_response(status)?;
+    let headers = response.headers_mut();
+    headers.insert(REPLAYED, HeaderValue::from_static("true"));
+    Ok(response)
 }
 
 /// Makes the scheduler follow a prompt that was changed; `None` where the database did not say how
@@ -294,7 +306,8 @@ async fn apply(app: &App, tenant: TenantId, prompt_id: PromptId) -> Option<SyncS
 
 enum Attempt {
     Done(Answer),
-    Replayed(Response),
+    /// The same request was answered before.
+    Answered(i32, Vec<u8>),
 }
 
 /// On whose behalf a command runs.

@@ -2,13 +2,14 @@
 
 use shared::{
     api_key::PlatformKeyHash,
-    db::DbConfig,
+    aws::SdkConfig,
+    db,
     env::{self, ConfigError, Environment, Reader},
     outbound::Policy,
     price::Catalog,
     queue::{self, Queue},
     scheduler::{Scheduler, Settings},
-    seal::Sealer,
+    seal,
 };
 
 use crate::{app::AppParts, outputs::Outputs};
@@ -21,7 +22,7 @@ const SYSTEM_CONNECTIONS_MAX: usize = 1;
 #[derive(Debug)]
 pub struct Config {
     /// Where the database is.
-    pub db: DbConfig,
+    pub db: db::Settings,
     /// Where wake-ups go.
     pub queue_url: String,
     /// Where the scheduler's entries stand.
@@ -30,7 +31,7 @@ pub struct Config {
     pub bucket: Option<String>,
     environment: Environment,
     platform_key: Option<PlatformKeyHash>,
-    sealer: Sealer,
+    sealing: seal::Settings,
     catalog: Catalog,
 }
 
@@ -45,7 +46,7 @@ impl Config {
 
     fn read(look_up: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut reader = Reader::new(look_up);
-        let db = DbConfig::read(&mut reader, APP_CONNECTIONS_MAX, SYSTEM_CONNECTIONS_MAX);
+        let db = db::Settings::read(&mut reader, APP_CONNECTIONS_MAX, SYSTEM_CONNECTIONS_MAX);
         let scheduler = Settings::read(&mut reader);
         let environment = reader.required("CARILLON_ENV", Environment::parse_deployed);
         let bucket = reader.optional("CARILLON_BUCKET", |text| Ok(text.to_owned()));
@@ -53,7 +54,7 @@ impl Config {
             reader.refuse("CARILLON_BUCKET is not set; only dev may do without it".to_owned());
         }
         let platform_key = reader.optional("CARILLON_PLATFORM_KEY_SHA256", PlatformKeyHash::parse);
-        let sealer = reader.required("CARILLON_SEALING_KEY", env::sealing_key);
+        let sealing = seal::Settings::read(&mut reader);
         let catalog = reader
             .optional("CARILLON_MODELS", env::models)
             .unwrap_or_else(Catalog::shipped);
@@ -66,7 +67,7 @@ impl Config {
                 bucket,
                 environment: environment?,
                 platform_key,
-                sealer: sealer?,
+                sealing: sealing?,
                 catalog,
             })
         })();
@@ -77,7 +78,8 @@ impl Config {
     #[must_use]
     pub fn into_parts(
         self,
-        db: shared::db::Db,
+        aws: &SdkConfig,
+        db: db::Db,
         queue: Queue,
         scheduler: Scheduler,
         outputs: Outputs,
@@ -87,7 +89,7 @@ impl Config {
             db,
             queue,
             scheduler,
-            sealer: self.sealer,
+            sealer: self.sealing.into_sealer(aws),
             catalog: self.catalog,
             outbound: Policy::PUBLIC,
             allow_echo: self.environment != Environment::Prod,

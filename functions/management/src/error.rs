@@ -12,7 +12,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use shared::{db::DbError, fault::Fault, seal::SealError};
+use shared::{
+    db::DbError,
+    fault::Fault,
+    seal::{OpenError, SealError},
+};
 use utoipa::ToSchema;
 
 use crate::request::RequestId;
@@ -308,7 +312,20 @@ impl From<DbError> for ApiError {
 
 impl From<SealError> for ApiError {
     fn from(error: SealError) -> Self {
-        Self::internal(error)
+        match error {
+            SealError::Failed => Self::internal(error),
+            SealError::Kms(_) => Self::unavailable(error),
+        }
+    }
+}
+
+impl From<OpenError> for ApiError {
+    fn from(error: OpenError) -> Self {
+        if error.is_transient() {
+            Self::unavailable(error)
+        } else {
+            Self::internal(error)
+        }
     }
 }
 

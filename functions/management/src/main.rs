@@ -13,6 +13,7 @@ use shared::{
     db::Db,
     queue::{Queue, Sqs},
     scheduler::{EventBridge, Scheduler},
+    secrets::SecretsManager,
     telemetry,
 };
 
@@ -29,10 +30,11 @@ async fn main() -> anyhow::Result<()> {
     let scheduler = Scheduler::EventBridge(EventBridge::new(&aws, config.scheduler.clone()));
     let bucket = config.bucket.clone().map(|name| Bucket::new(&aws, name));
     let outputs = bucket.map_or(Outputs::Folder, Outputs::Bucket);
-    let db = Db::connect(&config.db)
+
+    let db = Db::connect(&config.db.config(&SecretsManager::new(&aws)))
         .await
         .context("cannot use the database")?;
-    let app = App::new(config.into_parts(db, queue, scheduler, outputs));
+    let app = App::new(config.into_parts(&aws, db, queue, scheduler, outputs));
     lambda_http::run(management::router(app))
         .await
         .map_err(|error| anyhow::anyhow!(error))

@@ -102,6 +102,18 @@ impl<S: Send + Sync> FromRequestParts<S> for PathAddress {
     }
 }
 
+/// The `{provider}` of a route, as it was sent.
+#[derive(Debug, Clone)]
+pub struct PathProvider(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathProvider {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        path_part(parts, state, "provider").await.map(Self)
+    }
+}
+
 /// The `{id}` of a prompt and the number of its version. What is neither names no object: 404.
 #[derive(Debug, Clone, Copy)]
 pub struct PathVersion(pub PromptId, pub i64);

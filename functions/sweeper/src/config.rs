@@ -1,8 +1,7 @@
 //! What the Lambda function reads from its environment, once, before any client is made.
 
 use shared::{
-    bus,
-    db::DbConfig,
+    bus, db,
     env::{self, ConfigError, Environment, Reader},
     queue,
     scheduler::Settings,
@@ -16,7 +15,7 @@ const SYSTEM_CONNECTIONS_MAX: usize = 3;
 #[derive(Debug)]
 pub struct Config {
     /// Where the database is.
-    pub db: DbConfig,
+    pub db: db::Settings,
     /// Where wake-ups go.
     pub queue_url: String,
     /// Where events go.
@@ -41,7 +40,7 @@ impl Config {
     fn read(look_up: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut reader = Reader::new(look_up);
         let environment = reader.required("CARILLON_ENV", Environment::parse_deployed);
-        let db = DbConfig::read(&mut reader, APP_CONNECTIONS_MAX, SYSTEM_CONNECTIONS_MAX);
+        let db = db::Settings::read(&mut reader, APP_CONNECTIONS_MAX, SYSTEM_CONNECTIONS_MAX);
         let queue_url = reader.required("CARILLON_QUEUE_URL", queue::read_url);
         let dead_letters = reader.required("CARILLON_DEAD_LETTER_QUEUE_URL", queue::read_url);
         let event_bus = reader.required("CARILLON_EVENT_BUS", bus::read_name);

@@ -13,14 +13,13 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use shared::{
+    aws::{CallError, Cause},
     db::{
         Db, DbError, sync,
         system::{self, DriftCursor, EntryOwner, Owned},
     },
     ids::{PromptId, TenantId},
-    scheduler::{
-        CallError, Cause, EntryName, EventBridge, Listed, Scheduler, SyncStatus, TIME_MAX, wanted,
-    },
+    scheduler::{EntryName, EventBridge, Listed, Scheduler, SyncStatus, TIME_MAX, wanted},
 };
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};

@@ -11,6 +11,7 @@ use shared::{
     db::Db,
     queue::{DeadLetters, Queue, Sqs},
     scheduler::{EventBridge, Scheduler},
+    secrets::SecretsManager,
     telemetry,
 };
 use sweeper::{config::Config, turn::Sweeper};
@@ -36,7 +37,7 @@ async fn sweeper(config: Config) -> anyhow::Result<Sweeper> {
     let aws = aws::config().await;
     let queues = config.dead_letter_queue_urls.into_iter();
     Ok(Sweeper {
-        db: Db::connect(&config.db)
+        db: Db::connect(&config.db.config(&SecretsManager::new(&aws)))
             .await
             .context("cannot use the database")?,
         queue: Queue::Sqs(Sqs::new(&aws, config.queue_url, WAKE_UPS_LIMIT)),

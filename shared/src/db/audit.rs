@@ -35,6 +35,8 @@ pub enum Action {
     ApiKeyCreated,
     ApiKeyRevoked,
     WebhookSecretRotated,
+    ProviderKeySaved,
+    ProviderKeyDeleted,
     TenantCreated,
     TenantUpdated,
     TenantSuspended,
@@ -43,7 +45,7 @@ pub enum Action {
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::PromptCreated,
         Self::PromptUpdated,
         Self::PromptDeleted,
@@ -63,6 +65,8 @@ impl Action {
         Self::ApiKeyCreated,
         Self::ApiKeyRevoked,
         Self::WebhookSecretRotated,
+        Self::ProviderKeySaved,
+        Self::ProviderKeyDeleted,
         Self::TenantCreated,
         Self::TenantUpdated,
         Self::TenantSuspended,
@@ -92,6 +96,8 @@ impl Action {
             Self::ApiKeyCreated => "api_key.created",
             Self::ApiKeyRevoked => "api_key.revoked",
             Self::WebhookSecretRotated => "webhook_secret.rotated",
+            Self::ProviderKeySaved => "provider_key.saved",
+            Self::ProviderKeyDeleted => "provider_key.deleted",
             Self::TenantCreated => "tenant.created",
             Self::TenantUpdated => "tenant.updated",
             Self::TenantSuspended => "tenant.suspended",

@@ -3,6 +3,8 @@
 use deadpool_postgres::PoolError;
 use tokio_postgres::error::SqlState;
 
+use crate::secrets::SecretError;
+
 /// A failed statement or transaction. Its text may hold database words: never show it to a tenant.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
@@ -12,6 +14,9 @@ pub enum DbError {
     /// A role that could see past the wall between tenants.
     #[error("database role: {0}")]
     Role(String),
+    /// Nothing to log in with.
+    #[error("no database credentials")]
+    Secret(#[from] SecretError),
     /// No connection in time.
     #[error("no database connection")]
     Pool(#[from] PoolError),
@@ -65,6 +70,7 @@ impl DbError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Pool(_) => true,
+            Self::Secret(error) => error.is_transient(),
             Self::Statement(error) => match error.code() {
                 None => true,
                 Some(code) => ["08", "40", "53", "57", "55"].contains(&&code.code()[..2]),

@@ -3,7 +3,10 @@
 use tokio_postgres::{Client, NoTls, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{CONNECT_TIMEOUT, DbError, tls_config, uses_tls};
+use super::{
+    CONNECT_TIMEOUT, DbError,
+    login::{Roots, tls_config, uses_tls},
+};
 use crate::secret::Secret;
 
 mod embedded {
@@ -64,7 +67,7 @@ pub(super) async fn connect(url: &Secret) -> Result<Client, DbError> {
     config.options("-c lock_timeout=60s -c client_min_messages=warning");
     if uses_tls(&config) && config.get_ssl_mode() != SslMode::Disable {
         let (client, connection) = config
-            .connect(MakeRustlsConnect::new(tls_config()?))
+            .connect(MakeRustlsConnect::new(tls_config(&Roots::default())?))
             .await?;
         tokio::spawn(connection);
         Ok(client)

@@ -15,10 +15,12 @@ pub mod events;
 pub mod health;
 pub mod history;
 pub mod idempotency;
+mod login;
 pub mod looks;
 pub mod migrate;
 pub mod preview;
 pub mod prompts;
+pub mod provider_keys;
 pub mod retention;
 pub mod runs;
 pub mod suppression;
@@ -31,23 +33,18 @@ pub mod versions;
 pub mod wake_ups;
 
 pub use error::DbError;
+pub use login::{Login, Roots, Settings};
 pub use tenant_tx::TenantTx;
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
-use rustls::{ClientConfig, RootCertStore};
-use tokio_postgres::{
-    NoTls,
-    config::{Host, SslMode},
-    types::{FromSqlOwned, ToSql},
+use deadpool_postgres::{
+    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
 };
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_postgres::types::{FromSqlOwned, ToSql};
 
-use crate::{
-    env::{self, Reader},
-    ids::TenantId,
-};
+use self::login::{Current, Door};
+use crate::{ids::TenantId, secret::Secret};
 
 /// Longest wait for a free connection, and for a new one to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -63,61 +60,52 @@ type Param<'a> = &'a (dyn ToSql + Sync);
 #[derive(Debug, Clone)]
 pub struct DbConfig {
     /// Connects as `carillon_app`.
-    pub app_url: crate::secret::Secret,
+    pub app: Login,
     /// Connects as `carillon_system`.
-    pub system_url: crate::secret::Secret,
+    pub system: Login,
+    /// What the database's certificate may be signed with, beside what the system trusts.
+    pub roots: Roots,
     /// Connections of the app role at the most.
     pub app_connections_max: usize,
     /// Connections of the system role at the most.
     pub system_connections_max: usize,
 }
 
-/// Connections of one process at the most; more is a slip.
-const CONNECTIONS_MAX: usize = 100;
-
 impl DbConfig {
-    /// Reads `CARILLON_DATABASE_URL` and `CARILLON_SYSTEM_DATABASE_URL`, and, where they are set,
-    /// `CARILLON_DATABASE_CONNECTIONS_MAX` and `CARILLON_SYSTEM_DATABASE_CONNECTIONS_MAX` instead of
-    /// the two counts; what is missing or bad is told to the reader.
-    pub fn read(reader: &mut Reader<'_>, app_max: usize, system_max: usize) -> Option<Self> {
-        let app_url = reader.required("CARILLON_DATABASE_URL", env::database_url);
-        let system_url = reader.required("CARILLON_SYSTEM_DATABASE_URL", env::database_url);
-        let mut most = |name, otherwise| {
-            let read = reader.optional(name, env::count(CONNECTIONS_MAX));
-            read.unwrap_or(otherwise)
-        };
-        let app_connections_max = most("CARILLON_DATABASE_CONNECTIONS_MAX", app_max);
-        let system_connections_max = most("CARILLON_SYSTEM_DATABASE_CONNECTIONS_MAX", system_max);
-        Some(Self {
-            app_url: app_url?,
-            system_url: system_url?,
-            app_connections_max,
-            system_connections_max,
-        })
+    /// With what stands in two URLs.
+    #[must_use]
+    pub fn of_urls(app: Secret, system: Secret, app_max: usize, system_max: usize) -> Self {
+        Self {
+            app: Login::Url(app),
+            system: Login::Url(system),
+            roots: Roots::default(),
+            app_connections_max: app_max,
+            system_connections_max: system_max,
+        }
     }
 }
 
 /// Two pools: one for tenants' statements, one for the system functions.
 #[derive(Clone)]
 pub struct Db {
-    app: Pool,
-    system: Pool,
+    app: Role,
+    system: Role,
 }
 
 impl Db {
-    /// Connects, and refuses roles that could see past the wall.
+    /// Connects, and refuses roles that could see past the wall. What the two roles need to log in is
+    /// fetched at once.
     ///
     /// # Errors
-    /// `DbError::Config` for a URL that cannot be read, `DbError::Role` for a role with too much
-    /// power, anything else when the database does not answer.
+    /// `DbError::Config` for a URL that cannot be read, `DbError::Secret` without credentials,
+    /// `DbError::Role` for a role with too much power, anything else when the database does not
+    /// answer.
     pub async fn connect(config: &DbConfig) -> Result<Self, DbError> {
-        let db = Self {
-            app: pool(config.app_url.expose(), config.app_connections_max)?,
-            system: pool(config.system_url.expose(), config.system_connections_max)?,
-        };
-        let (app, system) = futures_util::try_join!(db.app.get(), db.system.get())?;
-        futures_util::try_join!(refuse_power(&app), refuse_power(&system))?;
-        Ok(db)
+        let (app, system) = futures_util::try_join!(
+            Role::open(&config.app, &config.roots, config.app_connections_max),
+            Role::open(&config.system, &config.roots, config.system_connections_max),
+        )?;
+        Ok(Self { app, system })
     }
 
     /// A transaction that sees one tenant's rows. Nothing is sent before its first statement.
@@ -131,36 +119,60 @@ impl Db {
     /// Connections of the app role that are in use.
     #[must_use]
     pub fn busy(&self) -> usize {
-        let status = self.app.status();
+        let status = self.app.pool.status();
         status.size.saturating_sub(status.available)
     }
 
     async fn system(&self) -> Result<Object, DbError> {
-        Ok(self.system.get().await?)
+        self.system.get().await
     }
 }
 
-fn pool(url: &str, connections_max: usize) -> Result<Pool, DbError> {
-    let mut config: tokio_postgres::Config = url
-        .parse()
-        .map_err(|_| DbError::Config("the database URL cannot be read".to_owned()))?;
-    config
-        .options(SESSION_OPTIONS)
-        .connect_timeout(CONNECT_TIMEOUT);
+/// A role's pool, and how it logs in.
+#[derive(Clone)]
+struct Role {
+    pool: Pool,
+    login: Login,
+    current: Current,
+}
+
+impl Role {
+    async fn open(login: &Login, roots: &Roots, connections_max: usize) -> Result<Self, DbError> {
+        let (door, current) = Door::new(login.config().await?, roots)?;
+        let role = Self {
+            pool: pool(door, connections_max)?,
+            login: login.clone(),
+            current,
+        };
+        refuse_power(&role.get().await?).await?;
+        Ok(role)
+    }
+
+    /// A connection. Where the database refuses the password, it may have been changed: then once
+    /// more, with what it is now.
+    async fn get(&self) -> Result<Object, DbError> {
+        let held = self.current.get();
+        match self.pool.get().await {
+            Err(PoolError::Backend(error)) if login::is_refused(&error) => {
+                let Some(config) = self.login.instead_of(&held).await else {
+                    return Err(PoolError::Backend(error).into());
+                };
+                self.current.set(config);
+                Ok(self.pool.get().await?)
+            }
+            other => Ok(other?),
+        }
+    }
+}
+
+fn pool(door: Door, connections_max: usize) -> Result<Pool, DbError> {
     let manager_config = ManagerConfig {
         // A borrower may leave a transaction open or a setting behind; the next must see neither.
         // Without the BEGIN the server would log a warning each time that none is open.
         recycling_method: RecyclingMethod::Custom("BEGIN; ROLLBACK; RESET ALL".to_owned()),
     };
-    let manager = if uses_tls(&config) {
-        Manager::from_config(
-            config,
-            MakeRustlsConnect::new(tls_config()?),
-            manager_config,
-        )
-    } else {
-        Manager::from_config(config, NoTls, manager_config)
-    };
+    // The door knows what to connect with.
+    let manager = Manager::from_connect(tokio_postgres::Config::new(), door, manager_config);
     Pool::builder(manager)
         .max_size(connections_max.max(1))
         .runtime(Runtime::Tokio1)
@@ -169,28 +181,6 @@ fn pool(url: &str, connections_max: usize) -> Result<Pool, DbError> {
         .recycle_timeout(Some(CONNECT_TIMEOUT))
         .build()
         .map_err(|error| DbError::Config(error.to_string()))
-}
-
-/// A local socket is private already; elsewhere the URL's `sslmode` decides.
-fn uses_tls(config: &tokio_postgres::Config) -> bool {
-    let remote = config.get_hosts().iter().any(|host| match host {
-        Host::Tcp(_) => true,
-        Host::Unix(path) => path == Path::new(""),
-    });
-    remote && config.get_ssl_mode() != SslMode::Disable
-}
-
-fn tls_config() -> Result<ClientConfig, DbError> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() {
-        return Err(DbError::Config(
-            "no trusted certificates were found; set SSL_CERT_FILE".to_owned(),
-        ));
-    }
-    Ok(ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth())
 }
 
 async fn refuse_power(client: &Object) -> Result<(), DbError> {

@@ -2,12 +2,9 @@
 //!
 //! Nothing here decides what is to stand there, or when to try again.
 
-use std::time::Duration;
-
 use aws_config::SdkConfig;
 use aws_sdk_scheduler::{
     Client,
-    config::{retry::RetryConfig, timeout::TimeoutConfig},
     error::{ProvideErrorMetadata, SdkError},
     operation::get_schedule::GetScheduleOutput,
     primitives,
@@ -18,16 +15,8 @@ use aws_sdk_scheduler::{
 };
 use chrono::{DateTime, Utc};
 
-use super::{
-    entry::{Entry, EntryName, RETRIES, RETRY_AGE_S, Settings, TARGET_ARN},
-    error::{CallError, Cause},
-};
-
-/// One try of a call. The client makes two: a connection that has been idle may be gone.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1_500);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-const ATTEMPTS_MAX: u32 = 2;
-const BACKOFF: Duration = Duration::from_millis(100);
+use super::entry::{Entry, EntryName, RETRIES, RETRY_AGE_S, Settings, TARGET_ARN};
+use crate::aws::{self, CallError, Cause};
 
 /// Between create and update, when each says that it should have been the other.
 const TURNS_MAX: usize = 4;
@@ -83,19 +72,8 @@ impl EventBridge {
     /// A client of it with AWS's usual settings: region, credentials, endpoint.
     #[must_use]
     pub fn new(aws: &SdkConfig, settings: Settings) -> Self {
-        let retries = RetryConfig::standard()
-            .with_max_attempts(ATTEMPTS_MAX)
-            .with_initial_backoff(BACKOFF);
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
-            .build();
-        let config = aws_sdk_scheduler::config::Builder::from(aws)
-            .retry_config(retries)
-            .timeout_config(timeouts)
-            .build();
         Self {
-            client: Client::from_conf(config),
+            client: Client::new(&aws::impatient(aws)),
             settings,
         }
     }

@@ -6,7 +6,6 @@
 
 mod aws;
 mod entry;
-mod error;
 
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use tracing::warn;
 use utoipa::ToSchema;
 
 use crate::{
+    aws::{CallError, Cause, Disposition},
     backoff,
     db::{
         Db, DbError,
@@ -27,7 +27,6 @@ use crate::{
 pub use self::{
     aws::{EventBridge, Listed, Page},
     entry::{Entry, EntryName, Refused, Settings, wanted},
-    error::{CallError, Cause, Disposition},
 };
 
 /// How long one holds a prompt alone. Its calls end well before, so that none arrives after another
@@ -200,7 +199,7 @@ async fn make_equal(aws: &EventBridge, claim: &Claim) -> Result<(), Fault> {
 fn failure(fault: &Fault, claim: &Claim) -> Failure {
     let (error, detail, retry_in, is_refused, outcome_unknown) = match fault {
         Fault::NotFit(refused) => (
-            Cause::Invalid.to_string(),
+            told(Cause::Invalid).to_owned(),
             refused.to_string(),
             REFUSED_WAIT,
             true,
@@ -209,7 +208,7 @@ fn failure(fault: &Fault, claim: &Claim) -> Failure {
         Fault::Call(error) => {
             let disposition = error.cause.disposition();
             (
-                error.to_string(),
+                told(error.cause).to_owned(),
                 error.detail.clone(),
                 pause(disposition, claim.attempts, error.retry_after),
                 disposition == Disposition::GiveUp,
@@ -230,6 +229,29 @@ fn failure(fault: &Fault, claim: &Claim) -> Failure {
         retry_in,
         is_refused,
         outcome_unknown,
+    }
+}
+
+/// What a tenant reads of a failed call.
+fn told(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Throttled => "the scheduler asks to slow down; it is tried again by itself",
+        Cause::Unavailable => "the scheduler is not available; it is tried again by itself",
+        Cause::TimedOut => "the scheduler did not answer in time; it is tried again by itself",
+        Cause::Unreachable => "the scheduler cannot be reached; it is tried again by itself",
+        Cause::Garbled => "the scheduler's answer cannot be read; it is tried again by itself",
+        Cause::Conflict => "the scheduler is busy with this entry; it is tried again by itself",
+        // A missing entry alone is no failure.
+        Cause::NotThere => "the schedule group is missing; the operator has to create it",
+        Cause::OverQuota => "the scheduler's quota is used up; the operator has to raise it",
+        Cause::Denied => "the scheduler refuses access; the operator has to look at the rights",
+        Cause::NotSent => {
+            "the scheduler cannot be called from here; the operator has to look at the configuration"
+        }
+        Cause::Invalid => {
+            "the scheduler does not take this schedule; change it, or ask the operator"
+        }
+        Cause::Unknown => "the scheduler refused for an unknown reason; the operator has to look",
     }
 }
 

@@ -22,6 +22,8 @@ struct Treasure {
 
 /// Each tenant may have a calendar of this name.
 const CALENDAR: &str = "/v1/calendars/holidays";
+/// And a key of this provider.
+const PROVIDER_KEY: &str = "/v1/provider-keys/openai";
 
 async fn treasure(world: &World) -> Treasure {
     let tenant = world.tenant("ada").await;
@@ -64,6 +66,12 @@ async fn treasure(world: &World) -> Treasure {
             &[&tenant.id, &delivery_id],
         )
         .await;
+    let key = json!({ "key": "treasure-key-0123456789" });
+    let kept = world
+        .send(&tenant.key, "PUT", PROVIDER_KEY, Some(key))
+        .await;
+    assert_eq!(kept.status, 201, "{}", kept.text);
+    let fingerprint = text(&kept.body["fingerprint"]);
     let range = json!({ "from": "2026-03-16T00:00:00Z", "to": "2026-03-18T00:00:00Z" });
     let path = format!("/v1/prompts/{prompt_id}/backfill");
     let backfill = world.post(&tenant.key, &path, range).await;
@@ -80,6 +88,7 @@ async fn treasure(world: &World) -> Treasure {
         "treasure".to_owned(),
         "ada@example.com".to_owned(),
         log_id.to_string(),
+        fingerprint,
     ];
     marks.extend([&prompt, &run, &delivery, &api_key, &backfill, &user].map(Clone::clone));
     marks.push(tenant.id.to_string());
@@ -131,6 +140,7 @@ async fn rows_of(world: &World, tenant: &Tenant) -> Value {
 fn body_of(method: &str, path: &str) -> Option<Value> {
     let body = match (method, path) {
         ("PUT", "/v1/calendars/{name}") => json!({ "days": [] }),
+        ("PUT", "/v1/provider-keys/{provider}") => json!({ "key": "stolen-0123456789" }),
         ("POST", "/v1/prompts/{id}/backfill") => {
             json!({ "from": "2026-03-16T00:00:00Z", "to": "2026-03-18T00:00:00Z" })
         }
@@ -172,6 +182,7 @@ async fn no_route_shows_or_changes_another_tenants_rows() {
             Some("backfills") => path.replace("{id}", &treasure.backfill),
             Some("suppressed-addresses") => path.replace("{address}", "treasure@example.com"),
             Some("calendars") => path.replace("/v1/calendars/{name}", CALENDAR),
+            Some("provider-keys") => path.replace("{provider}", "openai"),
             _ => path.clone(),
         };
         let real = real.replace("{version}", "1");
@@ -189,7 +200,8 @@ async fn no_route_shows_or_changes_another_tenants_rows() {
                 .await;
             called += 1;
             // A name is free to each tenant: the thief makes a calendar of its own, and deletes it.
-            let own = real == CALENDAR && method != "GET";
+            // The same with a key.
+            let own = [CALENDAR, PROVIDER_KEY].contains(&&*real) && method != "GET";
             if path.contains('{') && !own {
                 assert_eq!(reply.status, 404, "{method} {path}: {}", reply.text);
             } else {

@@ -104,7 +104,7 @@ async fn no_route_waits_for_the_database_more_often_than_it_must() {
         }
         world.sql("UPDATE scheduled_prompts SET next_run_at = '2100-01-01' WHERE next_run_at IS NOT NULL", &[]).await;
         let past = json!({ "from": "2026-01-01T00:00:00Z", "to": "2026-04-01T00:00:00Z" });
-        let calls: [(&str, String, Option<Value>, u64); 26] = [
+        let calls: [(&str, String, Option<Value>, u64); 28] = [
             (
                 "POST",
                 "/v1/prompts".to_owned(),
@@ -156,6 +156,13 @@ async fn no_route_waits_for_the_database_more_often_than_it_must() {
             ),
             ("GET", "/v1/calendars/holidays".to_owned(), None, 1),
             ("GET", "/v1/calendars".to_owned(), None, 1),
+            (
+                "PUT",
+                "/v1/provider-keys/openai".to_owned(),
+                Some(json!({ "key": "sk-counted-0123456789" })),
+                3,
+            ),
+            ("GET", "/v1/provider-keys".to_owned(), None, 1),
             ("GET", "/v1/runs".to_owned(), None, 1),
             ("GET", format!("/v1/runs/{run}"), None, 1),
             ("GET", format!("/v1/runs/{run}/logs"), None, 1),

@@ -57,12 +57,12 @@ impl World {
 
     /// The API reaches the database by this URL, with so many connections of the app role.
     pub(crate) async fn over(database: &str, url: String, app_connections_max: usize) -> Self {
-        let config = DbConfig {
-            app_url: as_user("carillon_app", &url),
-            system_url: as_user("carillon_system", &url),
+        let config = DbConfig::of_urls(
+            as_user("carillon_app", &url),
+            as_user("carillon_system", &url),
             app_connections_max,
-            system_connections_max: 1,
-        };
+            1,
+        );
         let (queue, wake_ups) = Queue::local(100);
         let app = App::new(AppParts {
             db: Db::connect(&config).await.unwrap(),

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 use shared::{
+    aws::Cause,
     ids::PromptId,
-    scheduler::{Cause, Scheduler, SyncStatus},
+    scheduler::{Scheduler, SyncStatus},
 };
 use tests::{
     scripted::{

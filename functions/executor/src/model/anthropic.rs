@@ -6,7 +6,10 @@ use reqwest::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use shared::model::{Provider, Usage};
+use shared::{
+    model::{Provider, Usage},
+    secret::Secret,
+};
 
 use super::{
     ModelAnswer, ModelRequest, Stop, answer,
@@ -24,12 +27,13 @@ const OUTPUT_TOKENS_DEFAULT: u32 = 16_384;
 pub(super) async fn ask(
     client: &Client,
     config: &AnthropicConfig,
+    key: &Secret,
     request: &ModelRequest<'_>,
 ) -> Result<ModelAnswer, ModelError> {
     let mut headers = HeaderMap::new();
     headers.insert(
         HeaderName::from_static("x-api-key"),
-        secret_header(Provider::Anthropic, "", &config.key)?,
+        secret_header(Provider::Anthropic, "", key)?,
     );
     headers.insert(
         HeaderName::from_static("anthropic-version"),
@@ -40,7 +44,7 @@ pub(super) async fn ask(
         url: join(&config.base_url, "/v1/messages"),
         headers,
         body: json_body(&body(request)),
-        secrets: vec![&config.key],
+        secrets: vec![key],
         request_id_header: "request-id",
     };
     let answer = exchange(client, outgoing, parse_answer).await?;

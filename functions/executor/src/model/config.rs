@@ -1,9 +1,11 @@
 //! Which providers may be called, where they are, and with which keys.
 //!
-//! Read once, at start. It is the operator's: nothing in it comes from a tenant.
+//! Read once, at start, but for keys that the operator keeps in Secrets Manager. It is the operator's:
+//! nothing in it comes from a tenant.
 
 use reqwest::Url;
-use shared::{fault::Fault, secret::Secret};
+use serde::Deserialize;
+use shared::{fault::Fault, provider_key::KeyedProvider, secret::Secret};
 
 const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
 const ANTHROPIC_BASE_URL: &str = "https://api.anthropic.com";
@@ -24,17 +26,27 @@ pub struct ProvidersConfig {
 /// OpenAI, or a server that speaks its chat completions.
 #[derive(Debug, Clone)]
 pub struct OpenAiConfig {
-    /// The key; a server of one's own may do without.
+    /// The installation's key, where it has one; a server of one's own may do without.
     pub key: Option<Secret>,
     /// Up to and with `/v1`.
     pub base_url: Url,
 }
 
+impl OpenAiConfig {
+    /// Whether this is OpenAI itself, which answers nobody without a key.
+    pub(super) fn is_openai(&self) -> bool {
+        match self.base_url.host_str() {
+            Some(host) => host == "openai.com" || host.ends_with(".openai.com"),
+            None => false,
+        }
+    }
+}
+
 /// Anthropic.
 #[derive(Debug, Clone)]
 pub struct AnthropicConfig {
-    /// The key.
-    pub key: Secret,
+    /// The installation's key, where it has one.
+    pub key: Option<Secret>,
     /// Up to but without `/v1`.
     pub base_url: Url,
 }
@@ -66,9 +78,56 @@ pub enum BedrockAuth {
     Bearer(Secret),
 }
 
+/// The installation's keys, as the operator keeps them in a secret.
+#[derive(Debug)]
+pub struct StoredKeys {
+    openai: Option<Secret>,
+    anthropic: Option<Secret>,
+}
+
+impl StoredKeys {
+    /// Reads `{"openai": "…", "anthropic": "…"}`; a key that is missing or empty is none.
+    ///
+    /// # Errors
+    /// What the secret must hold; never what it holds.
+    pub fn read(text: &str) -> Result<Self, &'static str> {
+        #[derive(Deserialize)]
+        struct Keys {
+            openai: Option<String>,
+            anthropic: Option<String>,
+        }
+        let keys: Keys = serde_json::from_str(text)
+            .map_err(|_| "must hold JSON with the keys of openai and anthropic as texts")?;
+        let key = |key: Option<String>| {
+            let key = key.map(Secret::new)?;
+            let trimmed = key.expose().trim();
+            (!trimmed.is_empty()).then(|| Secret::new(trimmed))
+        };
+        Ok(Self {
+            openai: key(keys.openai),
+            anthropic: key(keys.anthropic),
+        })
+    }
+
+    pub(super) fn of(&self, provider: KeyedProvider) -> Option<&Secret> {
+        match provider {
+            KeyedProvider::OpenAi => self.openai.as_ref(),
+            KeyedProvider::Anthropic => self.anthropic.as_ref(),
+        }
+    }
+}
+
 impl ProvidersConfig {
+    /// The installation's key from its environment.
+    pub(super) fn key(&self, provider: KeyedProvider) -> Option<&Secret> {
+        match provider {
+            KeyedProvider::OpenAi => self.openai.as_ref()?.key.as_ref(),
+            KeyedProvider::Anthropic => self.anthropic.as_ref()?.key.as_ref(),
+        }
+    }
+
     /// Reads the configuration through `var`, which gives a variable's text; an empty one counts
-    /// as unset. A provider without its key is left out, and its calls fail as not configured.
+    /// as unset. Without a key of the installation's, only tenants that bring their own call a provider.
     ///
     /// - `OPENAI_API_KEY`, `OPENAI_BASE_URL` (a base URL of one's own needs no key)
     /// - `ANTHROPIC_API_KEY`, `ANTHROPIC_BASE_URL`
@@ -113,18 +172,15 @@ impl ProvidersConfig {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let openai_key = text("OPENAI_API_KEY").map(Secret::new);
-        let own_server = text("OPENAI_BASE_URL").is_some();
         Ok(Self {
-            openai: openai_url
-                .filter(|_| own_server || openai_key.is_some())
-                .map(|base_url| OpenAiConfig {
-                    key: openai_key,
-                    base_url,
-                }),
-            anthropic: anthropic_url
-                .zip(text("ANTHROPIC_API_KEY").map(Secret::new))
-                .map(|(base_url, key)| AnthropicConfig { key, base_url }),
+            openai: openai_url.map(|base_url| OpenAiConfig {
+                key: text("OPENAI_API_KEY").map(Secret::new),
+                base_url,
+            }),
+            anthropic: anthropic_url.map(|base_url| AnthropicConfig {
+                key: text("ANTHROPIC_API_KEY").map(Secret::new),
+                base_url,
+            }),
             bedrock: bedrock_url
                 .zip(bedrock_auth(text))
                 .filter(|_| !region.is_empty())
@@ -200,9 +256,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_configured_without_keys() {
+    fn nothing_has_a_key_unless_it_is_given() {
         let config = read(&[("AWS_REGION", "eu-central-1"), ("OPENAI_API_KEY", "  ")]).unwrap();
-        assert!(config.openai.is_none() && config.anthropic.is_none());
+        for provider in KeyedProvider::ALL {
+            assert!(config.key(provider).is_none());
+        }
+        assert!(config.openai.unwrap().is_openai());
         assert!(config.bedrock.is_none() && !config.allow_echo);
     }
 
@@ -218,7 +277,7 @@ mod tests {
         .unwrap();
         let openai = config.openai.unwrap();
         assert_eq!(openai.base_url.as_str(), "https://api.openai.com/v1");
-        assert_eq!(openai.key.unwrap().expose(), "sk-1");
+        assert_eq!(openai.key.as_ref().unwrap().expose(), "sk-1");
         let anthropic = config.anthropic.unwrap();
         assert_eq!(
             join(&anthropic.base_url, "/v1/messages"),
@@ -250,11 +309,25 @@ mod tests {
         ])
         .unwrap();
         let openai = config.openai.unwrap();
-        assert!(openai.key.is_none());
+        assert!(openai.key.is_none() && !openai.is_openai());
         assert_eq!(join(&openai.base_url, "/x"), "http://127.0.0.1:11434/v1/x");
         let bedrock = config.bedrock.unwrap();
         assert_eq!(bedrock.base_url.as_str(), "http://127.0.0.1:9/");
         assert!(matches!(bedrock.auth, BedrockAuth::Bearer(_)));
+    }
+
+    #[test]
+    fn a_secret_with_keys_is_read_and_never_repeated() {
+        let keys = StoredKeys::read(r#"{"openai": "sk-1\n", "anthropic": "", "placeholder": "x"}"#);
+        let keys = keys.unwrap();
+        let openai = keys.of(KeyedProvider::OpenAi).unwrap();
+        assert_eq!(openai.expose(), "sk-1");
+        assert!(keys.of(KeyedProvider::Anthropic).is_none());
+        assert!(!format!("{keys:?}").contains("sk-1"));
+        for text in ["", "sk-hunter2", r#"{"openai": ["sk-hunter2"]}"#, "[]x"] {
+            let fault = StoredKeys::read(text).unwrap_err();
+            assert!(!fault.contains("hunter2"));
+        }
     }
 
     #[test]

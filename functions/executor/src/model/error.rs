@@ -37,6 +37,17 @@ pub enum ModelError {
     /// The key is wrong, or may not use this model.
     #[error("the provider refused access: {0}")]
     Auth(ProviderFault),
+    /// The key is the tenant's own, and wrong, or may not use this model.
+    #[error(
+        "the provider refused your own key: {0}; set one that works with PUT /v1/provider-keys"
+    )]
+    TenantKeyRefused(ProviderFault),
+    /// The tenant's own key is there and cannot be read.
+    #[error("your own key of the provider cannot be read; set it again with PUT /v1/provider-keys")]
+    TenantKeyUnreadable,
+    /// The key to call with cannot be had at the moment. Nothing was sent.
+    #[error("the key of the provider cannot be read at the moment")]
+    KeyUnavailable,
     /// The provider does not accept this request, for example its model or its length.
     #[error("the provider rejected the request: {0}")]
     Rejected(ProviderFault),
@@ -84,11 +95,16 @@ impl ModelError {
             Self::Timeout
             | Self::Unreachable(_)
             | Self::Interrupted(_)
-            | Self::Malformed { .. } => Disposition::Retry { after: None },
+            | Self::Malformed { .. }
+            | Self::KeyUnavailable => Disposition::Retry { after: None },
             Self::RateLimited(fault) | Self::Unavailable(fault) => fault.disposition(true),
-            Self::Auth(fault) | Self::Rejected(fault) => fault.disposition(false),
+            Self::Auth(fault) | Self::TenantKeyRefused(fault) | Self::Rejected(fault) => {
+                fault.disposition(false)
+            }
             // Not even when the provider's header says so: credit does not come back by asking.
-            Self::QuotaExhausted(_) | Self::NotConfigured { .. } => Disposition::GiveUp,
+            Self::QuotaExhausted(_) | Self::NotConfigured { .. } | Self::TenantKeyUnreadable => {
+                Disposition::GiveUp
+            }
         }
     }
 
@@ -104,8 +120,30 @@ impl ModelError {
             Self::RateLimited(_) => "rate_limited",
             Self::QuotaExhausted(_) => "quota_exhausted",
             Self::Auth(_) => "provider_auth",
+            Self::TenantKeyRefused(_) => "tenant_key_refused",
+            Self::TenantKeyUnreadable => "tenant_key_unreadable",
+            Self::KeyUnavailable => "provider_key_unavailable",
             Self::Rejected(_) => "provider_rejected",
             Self::Malformed { .. } => "malformed_answer",
+        }
+    }
+
+    /// The same, of a call with a tenant's own key.
+    pub(super) fn of_a_tenants_key(self) -> Self {
+        match self {
+            Self::Auth(fault) => Self::TenantKeyRefused(fault),
+            other @ (Self::NotConfigured { .. }
+            | Self::Timeout
+            | Self::Unreachable(_)
+            | Self::Interrupted(_)
+            | Self::RateLimited(_)
+            | Self::QuotaExhausted(_)
+            | Self::Unavailable(_)
+            | Self::TenantKeyRefused(_)
+            | Self::TenantKeyUnreadable
+            | Self::KeyUnavailable
+            | Self::Rejected(_)
+            | Self::Malformed { .. }) => other,
         }
     }
 
@@ -136,6 +174,9 @@ impl ModelError {
             | Self::QuotaExhausted(_)
             | Self::Unavailable(_)
             | Self::Auth(_)
+            | Self::TenantKeyRefused(_)
+            | Self::TenantKeyUnreadable
+            | Self::KeyUnavailable
             | Self::Rejected(_) => false,
         }
     }

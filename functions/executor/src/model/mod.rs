@@ -1,12 +1,21 @@
 //! Calls models: one request out, one answer or one classified error back.
 //!
 //! It talks to the fixed base URLs of its configuration only, never to an address that a tenant
-//! chose. It never retries, never sleeps and never logs: whoever calls it records the outcome and
+//! chose. It never sleeps, and asks again only with a key that was
+//! changed since: whoever calls it records the outcome and
 //! decides by [`ModelError::disposition`]. Keys leave it in request headers and nowhere else.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use shared::model::{ModelName, ModelSettings, Provider, Usage};
+use shared::{
+    model::{ModelName, ModelSettings, Provider, Usage},
+    provider_key::KeyedProvider,
+    secret::Secret,
+    secrets::{Kept, SecretArn, SecretsManager},
+};
+use tracing::warn;
+
+use crate::provider_keys::TenantKeys;
 
 mod anthropic;
 mod bedrock;
@@ -16,7 +25,9 @@ mod error;
 mod openai;
 mod transport;
 
-pub use config::{AnthropicConfig, BedrockAuth, BedrockConfig, OpenAiConfig, ProvidersConfig};
+pub use config::{
+    AnthropicConfig, BedrockAuth, BedrockConfig, OpenAiConfig, ProvidersConfig, StoredKeys,
+};
 pub use error::{Disposition, ModelError, ProviderFault};
 pub use transport::client;
 
@@ -28,14 +39,25 @@ pub mod parse {
     };
 }
 
+/// The status of a key that is not known (RFC 9110, section 15.5.2).
+pub(crate) const UNAUTHORIZED: u16 = 401;
+
+const NO_KEY: &str = "there is no key for it; bring your own with PUT /v1/provider-keys, or ask the operator for one";
+
 /// The longest model name, stop word or request id that is taken over from a provider, in bytes.
 const WORD_BYTES_MAX: usize = 200;
+
+/// A key that the operator has changed is used after so long at the latest; one that was refused, at
+/// once.
+const STORED_KEYS_AGE_MAX: Duration = Duration::from_secs(600);
 
 /// The clients of all configured providers.
 #[derive(Debug, Clone)]
 pub struct Models {
     config: ProvidersConfig,
     client: reqwest::Client,
+    stored_keys: Option<Arc<Kept<StoredKeys>>>,
+    pub(crate) tenant_keys: Arc<TenantKeys>,
 }
 
 /// What to ask, and of which model.
@@ -122,14 +144,41 @@ impl Models {
     /// [`client`]: it follows no redirects and has a connect timeout.
     #[must_use]
     pub fn new(config: ProvidersConfig, client: reqwest::Client) -> Self {
-        Self { config, client }
+        Self {
+            config,
+            client,
+            stored_keys: None,
+            tenant_keys: Arc::new(TenantKeys::default()),
+        }
     }
 
-    /// Asks once. Takes no longer than the deadline, connecting and reading included.
+    /// The same, with the installation's keys in a secret.
+    #[must_use]
+    pub fn with_stored_keys(self, manager: SecretsManager, arn: SecretArn) -> Self {
+        let age_max = Some(STORED_KEYS_AGE_MAX);
+        let kept = Kept::new(manager, arn, StoredKeys::read, age_max);
+        Self {
+            stored_keys: Some(Arc::new(kept)),
+            ..self
+        }
+    }
+
+    /// Fetches the installation's keys ahead of the first call. Tenants' own keys work without them,
+    /// so that they cannot be fetched is no reason not to start.
+    pub async fn fetch_keys(&self) {
+        if let Some(stored) = &self.stored_keys
+            && let Err(error) = stored.get().await
+        {
+            warn!(%error, "the providers' keys cannot be fetched; the first call tries again");
+        }
+    }
+
+    /// Asks once, with the installation's key. Takes no longer than the deadline, connecting and
+    /// reading included.
     ///
     /// # Errors
-    /// Every [`ModelError`]. After some the call may still have been billed:
-    /// [`ModelError::outcome_unknown`].
+    /// Every [`ModelError`] but those of a tenant's key. After some the call may still have been
+    /// billed: [`ModelError::outcome_unknown`].
     pub async fn call(
         &self,
         request: &ModelRequest<'_>,
@@ -140,19 +189,62 @@ impl Models {
             .unwrap_or(Err(ModelError::Timeout))
     }
 
+    /// The same, with a tenant's own key.
+    ///
+    /// # Errors
+    /// As [`Models::call`], and [`ModelError::TenantKeyRefused`].
+    pub(crate) async fn call_with(
+        &self,
+        key: &Secret,
+        request: &ModelRequest<'_>,
+        deadline: Duration,
+    ) -> Result<ModelAnswer, ModelError> {
+        tokio::time::timeout(deadline, self.ask_with(Some(key), request))
+            .await
+            .unwrap_or(Err(ModelError::Timeout))
+            .map_err(ModelError::of_a_tenants_key)
+    }
+
     async fn ask(&self, request: &ModelRequest<'_>) -> Result<ModelAnswer, ModelError> {
+        let Some(provider) = KeyedProvider::of(request.model.provider()) else {
+            return self.ask_with(None, request).await;
+        };
+        let Some(stored) = &self.stored_keys else {
+            return self.ask_with(self.config.key(provider), request).await;
+        };
+        let keys = stored.get().await.map_err(|error| {
+            warn!(%error, "no key for the provider");
+            ModelError::KeyUnavailable
+        })?;
+        match self.ask_with(keys.of(provider), request).await {
+            Err(ModelError::Auth(fault)) if fault.status == UNAUTHORIZED => {
+                match stored.instead_of(&keys).await {
+                    Some(newer) => self.ask_with(newer.of(provider), request).await,
+                    None => Err(ModelError::Auth(fault)),
+                }
+            }
+            other => other,
+        }
+    }
+
+    async fn ask_with(
+        &self,
+        key: Option<&Secret>,
+        request: &ModelRequest<'_>,
+    ) -> Result<ModelAnswer, ModelError> {
         let provider = request.model.provider();
         let not_configured = |reason| ModelError::NotConfigured { provider, reason };
         match provider {
             Provider::OpenAi => {
                 let config = self.config.openai.as_ref();
-                let config = config.ok_or_else(|| not_configured("set OPENAI_API_KEY"))?;
-                openai::ask(&self.client, config, request).await
+                let config = config.filter(|config| key.is_some() || !config.is_openai());
+                let config = config.ok_or_else(|| not_configured(NO_KEY))?;
+                openai::ask(&self.client, config, key, request).await
             }
             Provider::Anthropic => {
-                let config = self.config.anthropic.as_ref();
-                let config = config.ok_or_else(|| not_configured("set ANTHROPIC_API_KEY"))?;
-                anthropic::ask(&self.client, config, request).await
+                let config = self.config.anthropic.as_ref().zip(key);
+                let (config, key) = config.ok_or_else(|| not_configured(NO_KEY))?;
+                anthropic::ask(&self.client, config, key, request).await
             }
             Provider::Bedrock => {
                 let config = self.config.bedrock.as_ref();

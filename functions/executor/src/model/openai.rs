@@ -6,7 +6,10 @@ use reqwest::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use shared::model::{Provider, Usage};
+use shared::{
+    model::{Provider, Usage},
+    secret::Secret,
+};
 
 use super::{
     ModelAnswer, ModelRequest, Stop, answer,
@@ -18,10 +21,11 @@ use super::{
 pub(super) async fn ask(
     client: &Client,
     config: &OpenAiConfig,
+    key: Option<&Secret>,
     request: &ModelRequest<'_>,
 ) -> Result<ModelAnswer, ModelError> {
     let mut headers = HeaderMap::new();
-    if let Some(key) = &config.key {
+    if let Some(key) = key {
         let value = secret_header(Provider::OpenAi, "Bearer ", key)?;
         headers.insert(AUTHORIZATION, value);
     }
@@ -30,7 +34,7 @@ pub(super) async fn ask(
         url: join(&config.base_url, "/chat/completions"),
         headers,
         body: json_body(&body(request, limit_field(config))),
-        secrets: config.key.iter().collect(),
+        secrets: key.into_iter().collect(),
         request_id_header: "x-request-id",
     };
     let answer = exchange(client, outgoing, parse_answer).await?;
@@ -40,11 +44,10 @@ pub(super) async fn ask(
 /// OpenAI's reasoning models refuse the old name of the limit, and many other servers do not know
 /// the new one.
 fn limit_field(config: &OpenAiConfig) -> &'static str {
-    match config.base_url.host_str() {
-        Some(host) if host == "openai.com" || host.ends_with(".openai.com") => {
-            "max_completion_tokens"
-        }
-        Some(_) | None => "max_tokens",
+    if config.is_openai() {
+        "max_completion_tokens"
+    } else {
+        "max_tokens"
     }
 }
 

@@ -65,6 +65,14 @@ pub(super) fn of(schema: &str) -> Option<Value> {
         }),
         "NewTenant" => json!({ "tenant": tenant(), "api_key": new_api_key() }),
         "ApiKeyBody" => json!({ "name": "Nightly import", "role": "editor" }),
+        "ProviderKeyBody" => json!({ "key": "sk-proj-0123456789abcdef" }),
+        "ProviderKey" => json!({
+            "provider": "openai",
+            "fingerprint": "9f86d081884c",
+            "version": 1,
+            "created_at": "2026-03-09T16:10:00Z",
+            "updated_at": "2026-03-09T16:10:00Z",
+        }),
         "ApiKey" => api_key(),
         "NewApiKey" => new_api_key(),
         "WebhookSecret" => json!({

@@ -15,7 +15,7 @@ use shared::{
     fault::Fault,
     fields::{Field, Fields},
     ids::TenantId,
-    seal::Purpose,
+    seal::{Purpose, Sealing},
     secret::Secret,
     webhook_secret::WebhookSecret,
 };
@@ -59,6 +59,7 @@ pub async fn bootstrap_tenant(
     let body = json!({ "name": name, "owner_email": owner_email });
     let tenant_id = TenantId::new();
     let mut key = None;
+    let sealing = app.sealer.ready(tenant_id, Purpose::WebhookSecret).await?;
     let operator = Operator::of_process();
     Command::of_process()
         .run_as_operator(
@@ -67,7 +68,8 @@ pub async fn bootstrap_tenant(
             tenant_id,
             Action::TenantCreated,
             async |tx| {
-                let founded = found(app, tx, &TenantRequest::parse(&body)?).await?;
+                let request = TenantRequest::parse(&body)?;
+                let founded = found(app, tx, &sealing, &request).await?;
                 key = Some(founded.key.key.text().clone());
                 founded.answer()
             },
@@ -94,10 +96,11 @@ async fn create_tenant(
 ) -> Result<Response, ApiError> {
     query.finish()?;
     let id = command.id_of_new_tenant();
+    let sealing = app.sealer.ready(id, Purpose::WebhookSecret).await?;
     command
         .run_as_operator(&app, &operator, id, Action::TenantCreated, async |tx| {
             let request = TenantRequest::parse(&command.json()?)?;
-            found(&app, tx, &request).await?.answer()
+            found(&app, tx, &sealing, &request).await?.answer()
         })
         .await
 }
@@ -284,13 +287,14 @@ impl Founded {
     }
 }
 
-async fn found(app: &App, tx: &TenantTx, request: &TenantRequest) -> Result<Founded, ApiError> {
+async fn found(
+    app: &App,
+    tx: &TenantTx,
+    sealing: &Sealing<'_>,
+    request: &TenantRequest,
+) -> Result<Founded, ApiError> {
     let secret = WebhookSecret::generate().text();
-    let sealed = app.sealer.seal(
-        tx.tenant(),
-        Purpose::WebhookSecret,
-        secret.expose().as_bytes(),
-    )?;
+    let sealed = sealing.seal(secret.expose().as_bytes())?;
     let new = NewTenant {
         name: &request.name,
         owner_email: request.owner_email.as_str(),

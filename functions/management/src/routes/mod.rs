@@ -8,6 +8,7 @@ mod calendars;
 mod deliveries;
 mod health;
 mod prompts;
+mod provider_keys;
 mod runs;
 mod suppressed_addresses;
 mod tenant;
@@ -65,6 +66,7 @@ pub(crate) fn documented() -> OpenApiRouter<App> {
         .merge(tenant::router())
         .merge(api_keys::router())
         .merge(webhook_secret::router())
+        .merge(provider_keys::router())
         .merge(audit::router())
         .merge(admin::router())
         .merge(health::router());

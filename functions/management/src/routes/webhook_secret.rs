@@ -68,13 +68,12 @@ async fn rotate_secret(
 ) -> Result<Response, ApiError> {
     query.finish()?;
     let action = Action::WebhookSecretRotated;
+    let tenant = caller.tenant_id();
+    let sealing = app.sealer.ready(tenant, Purpose::WebhookSecret).await?;
     command
         .run(&app, &caller, Role::Owner, action, async |tx| {
             let secret = WebhookSecret::generate().text();
-            let tenant = tx.tenant();
-            let sealed =
-                app.sealer
-                    .seal(tenant, Purpose::WebhookSecret, secret.expose().as_bytes())?;
+            let sealed = sealing.seal(secret.expose().as_bytes())?;
             let secrets = tenants::rotate_webhook_secret(tx, &sealed).await?;
             let view = NewSecretView {
                 secret: secret.expose().to_owned(),

@@ -1,8 +1,9 @@
-//! What can go wrong with a call of EventBridge Scheduler, and what follows from it.
+//! What can go wrong with a call of AWS, and what follows from it.
 
 use std::time::Duration;
 
-use aws_sdk_scheduler::{
+// The same types in every client.
+use aws_sdk_kms::{
     config::http::HttpResponse,
     error::{ProvideErrorMetadata, SdkError},
 };
@@ -21,47 +22,44 @@ pub struct CallError {
     pub detail: String,
 }
 
-/// Why a call had no success. The text of each is fit for a tenant.
+/// Why a call had no success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Cause {
     /// Too many calls for the moment.
-    #[error("the scheduler asks to slow down; it is tried again by itself")]
+    #[error("AWS asks to slow down")]
     Throttled,
     /// AWS has a fault.
-    #[error("the scheduler is not available; it is tried again by itself")]
+    #[error("AWS is not available")]
     Unavailable,
     /// No answer in time; the call may have had its effect.
-    #[error("the scheduler did not answer in time; it is tried again by itself")]
+    #[error("AWS did not answer in time")]
     TimedOut,
     /// No connection, or one that broke; the call may have had its effect.
-    #[error("the scheduler cannot be reached; it is tried again by itself")]
+    #[error("AWS cannot be reached")]
     Unreachable,
     /// An answer that cannot be read; the call may have had its effect.
-    #[error("the scheduler's answer cannot be read; it is tried again by itself")]
+    #[error("AWS's answer cannot be read")]
     Garbled,
-    /// AWS is busy with the same entry, or has one where there should be none.
-    #[error("the scheduler is busy with this entry; it is tried again by itself")]
+    /// AWS is busy with the same object, or has one where there should be none.
+    #[error("AWS is busy with the same object")]
     Conflict,
-    /// The entry is not there, or the group that it is to stand in: a missing entry alone is no
-    /// failure.
-    #[error("the schedule group is missing; the operator has to create it")]
+    /// The object is not there, or what it is to stand in.
+    #[error("there is no such object in AWS; create it")]
     NotThere,
-    /// The account has as many entries as it may.
-    #[error("the scheduler's quota is used up; the operator has to raise it")]
+    /// The account has as many as it may.
+    #[error("a quota of AWS is used up; raise it")]
     OverQuota,
     /// The credentials, the role or its rights are wrong.
-    #[error("the scheduler refuses access; the operator has to look at the rights")]
+    #[error("AWS refuses access; look at the rights of the role")]
     Denied,
     /// It could not be put together: no region, no credentials.
-    #[error(
-        "the scheduler cannot be called from here; the operator has to look at the configuration"
-    )]
+    #[error("AWS cannot be called from here; look at the region and the credentials")]
     NotSent,
-    /// AWS does not take this entry.
-    #[error("the scheduler does not take this schedule; change it, or ask the operator")]
+    /// AWS does not take what was sent.
+    #[error("AWS does not take this request")]
     Invalid,
     /// A refusal that no AWS page names.
-    #[error("the scheduler refused for an unknown reason; the operator has to look")]
+    #[error("AWS refused for an unknown reason")]
     Unknown,
 }
 
@@ -72,7 +70,7 @@ pub enum Disposition {
     Retry,
     /// Only the operator can help; the call is worth trying now and then.
     Wait,
-    /// This entry will not be taken.
+    /// The same request will never be taken.
     GiveUp,
 }
 
@@ -140,7 +138,7 @@ impl CallError {
     }
 
     /// Reads what the client gave.
-    pub(super) fn of<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Self {
+    pub(crate) fn of<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Self {
         let failure = Failure::of(error);
         Self {
             cause: cause(&failure),
@@ -150,18 +148,32 @@ impl CallError {
     }
 }
 
-/// The scheduler's own codes (its API reference, "CreateSchedule"); the rest is the same for every
-/// service.
+/// The codes of EventBridge Scheduler, KMS and Secrets Manager (their API references); the rest is the
+/// same for every service.
 fn cause(failure: &Failure) -> Cause {
     match failure.code.as_str() {
         "ConflictException" => Cause::Conflict,
-        "ResourceNotFoundException" => Cause::NotThere,
+        "ResourceNotFoundException" | "NotFoundException" => Cause::NotThere,
         "ServiceQuotaExceededException" => Cause::OverQuota,
         // AWS says of a role that it cannot assume that the request is not valid.
         "ValidationException" | "ValidationError" if names_the_role(&failure.message) => {
             Cause::Denied
         }
-        "ValidationException" | "ValidationError" => Cause::Invalid,
+        "ValidationException"
+        | "ValidationError"
+        | "InvalidCiphertextException"
+        | "IncorrectKeyException"
+        | "InvalidParameterException" => Cause::Invalid,
+        "InternalServiceError"
+        | "KMSInternalException"
+        | "KeyUnavailableException"
+        | "DependencyTimeoutException" => Cause::Unavailable,
+        // A key or a secret that may not be used as it stands.
+        "DisabledException"
+        | "KMSInvalidStateException"
+        | "InvalidKeyUsageException"
+        | "DecryptionFailure"
+        | "InvalidRequestException" => Cause::Denied,
         _ => match failure.failed {
             Failed::Throttled => Cause::Throttled,
             Failed::Unavailable => Cause::Unavailable,
@@ -189,13 +201,13 @@ mod tests {
 
     use super::*;
 
-    type Failed = SdkError<CreateScheduleError, HttpResponse>;
+    type Refusal = SdkError<CreateScheduleError, HttpResponse>;
 
     fn response(status: u16) -> HttpResponse {
         HttpResponse::new(status.try_into().unwrap(), "{}".into())
     }
 
-    fn refusal(status: u16, code: &str) -> Failed {
+    fn refusal(status: u16, code: &str) -> Refusal {
         let metadata = ErrorMetadata::builder().code(code).message("words").build();
         SdkError::service_error(CreateScheduleError::generic(metadata), response(status))
     }
@@ -207,7 +219,7 @@ mod tests {
     #[test]
     fn every_failure_has_a_cause_and_what_follows() {
         use Disposition::{GiveUp, Retry, Wait};
-        let cases: [(Failed, Cause, Disposition); 27] = [
+        let cases: [(Refusal, Cause, Disposition); 34] = [
             (refusal(429, "ThrottlingException"), Cause::Throttled, Retry),
             (refusal(400, "ThrottlingException"), Cause::Throttled, Retry),
             (refusal(503, "SlowDown"), Cause::Throttled, Retry),
@@ -248,6 +260,29 @@ mod tests {
             (refusal(400, "IncompleteSignature"), Cause::Denied, Wait),
             (refusal(401, ""), Cause::Denied, Wait),
             (refusal(400, "ValidationException"), Cause::Invalid, GiveUp),
+            (refusal(400, "NotFoundException"), Cause::NotThere, Wait),
+            (
+                refusal(400, "InvalidCiphertextException"),
+                Cause::Invalid,
+                GiveUp,
+            ),
+            (
+                refusal(400, "IncorrectKeyException"),
+                Cause::Invalid,
+                GiveUp,
+            ),
+            (refusal(400, "DisabledException"), Cause::Denied, Wait),
+            (
+                refusal(500, "KeyUnavailableException"),
+                Cause::Unavailable,
+                Retry,
+            ),
+            (
+                refusal(400, "InternalServiceError"),
+                Cause::Unavailable,
+                Retry,
+            ),
+            (refusal(400, "DecryptionFailure"), Cause::Denied, Wait),
             (refusal(418, "TeapotException"), Cause::Unknown, Wait),
             (
                 SdkError::construction_failure(no_detail()),
@@ -295,7 +330,7 @@ mod tests {
             .code("ValidationException")
             .message(message)
             .build();
-        let failed: Failed =
+        let failed: Refusal =
             SdkError::service_error(CreateScheduleError::generic(metadata), response(400));
         assert_eq!(CallError::of(&failed).cause, Cause::Denied);
     }
@@ -322,7 +357,7 @@ mod tests {
             let mut response = response(429);
             response.headers_mut().insert(name, value);
             let metadata = ErrorMetadata::builder().code("ThrottlingException").build();
-            let failed: Failed =
+            let failed: Refusal =
                 SdkError::service_error(CreateScheduleError::generic(metadata), response);
             CallError::of(&failed).retry_after
         };
@@ -335,11 +370,11 @@ mod tests {
     }
 
     #[test]
-    fn awss_own_words_are_no_part_of_what_a_tenant_reads() {
+    fn awss_own_words_are_the_detail_alone() {
         let error = CallError::of(&refusal(403, "AccessDeniedException"));
         assert_eq!(error.detail, "AccessDeniedException: words");
         assert!(!error.to_string().contains("words"));
-        let unsent: Failed =
+        let unsent: Refusal =
             SdkError::dispatch_failure(ConnectorError::io("no route to host".into()));
         let detail = CallError::of(&unsent).detail;
         assert!(detail.contains("no route to host"), "{detail}");
