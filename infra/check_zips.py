@@ -10,33 +10,51 @@ from pathlib import Path
 
 # The C library of provided.al2023.
 GLIBC_MAX = (2, 34)
+# Size is cold-start time.
 ZIP_BYTES_MAX = 6_000_000
+PROGRAM_BYTES_MAX = {"management": 14_000_000}
+OTHER_PROGRAM_BYTES_MAX = 12_000_000
 CERTIFICATES = "infra/certs/rds-ca.pem"
 
 
 def faults(folder: Path) -> list[str]:
+    """What is wrong with the zip of one function; prints what it measured."""
     path = folder / "bootstrap.zip"
     if not path.exists():
         return [f"{path} is not there"]
-    found = []
-    size = path.stat().st_size
-    if size > ZIP_BYTES_MAX:
-        found.append(f"{path} has {size} bytes, more than {ZIP_BYTES_MAX}")
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        for wanted in ("bootstrap", CERTIFICATES):
-            if wanted not in names:
-                found.append(f"{path} holds no {wanted}")
-        program = archive.read("bootstrap") if "bootstrap" in names else b""
-    if "bootstrap" in names and not (zipfile.ZipFile(path).getinfo("bootstrap").external_attr >> 16) & 0o111:
+        members = {member.filename: member for member in archive.infolist()}
+        found = [f"{path} holds no {name}" for name in ("bootstrap", CERTIFICATES) if name not in members]
+        if "bootstrap" not in members:
+            return found
+        program = archive.read("bootstrap")
+    if not (members["bootstrap"].external_attr >> 16) & 0o111:
         found.append(f"{path}: bootstrap may not be executed")
-    # The names of symbol versions stand in the binary as text.
-    versions = {(int(major), int(minor)) for major, minor in re.findall(rb"GLIBC_(\d+)\.(\d+)", program)}
-    newest = max(versions, default=(0, 0))
+    program_max = PROGRAM_BYTES_MAX.get(folder.name, OTHER_PROGRAM_BYTES_MAX)
+    for what, size, most in (
+        (str(path), path.stat().st_size, ZIP_BYTES_MAX),
+        (f"{path}: bootstrap", len(program), program_max),
+    ):
+        if size > most:
+            found.append(f"{what} has {size} bytes, more than {most}")
+    newest = glibc(program)
     if newest > GLIBC_MAX:
-        found.append(f"{path} needs glibc {newest[0]}.{newest[1]}; Amazon Linux 2023 has 2.34: build on a system with an older one")
-    print(f"{folder.name}: {size} bytes zipped, {len(program)} bytes, glibc {newest[0]}.{newest[1]}")
+        found.append(
+            f"{path} needs glibc {version(newest)}; Amazon Linux 2023 has {version(GLIBC_MAX)}: build on a system "
+            "with an older one, such as a Debian 12 container"
+        )
+    print(f"{folder.name}: {path.stat().st_size} bytes zipped, {len(program)} bytes, glibc {version(newest)}")
     return found
+
+
+def glibc(program: bytes) -> tuple[int, int]:
+    """The newest version of glibc that a program asks for: the names of symbol versions stand in it as text."""
+    found = re.findall(rb"GLIBC_(\d+)\.(\d+)", program)
+    return max(((int(major), int(minor)) for major, minor in found), default=(0, 0))
+
+
+def version(of: tuple[int, int]) -> str:
+    return f"{of[0]}.{of[1]}"
 
 
 def main() -> int:

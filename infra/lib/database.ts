@@ -68,7 +68,7 @@ export class Database extends Construct {
 
   /** What such a function must be allowed. */
   reads(): iam.PolicyStatement[] {
-    return readSecrets(this.key, [this.appSecret.secretArn, this.systemSecret.secretArn]);
+    return readSecrets(this.key, [arnOf(this.appSecret), arnOf(this.systemSecret)]);
   }
 
   /** Opens the way from a function to the database. */
@@ -88,8 +88,8 @@ export class Database extends Construct {
       reservedConcurrency: 1,
       environment: { ...this.secrets(), CARILLON_ADMIN_DATABASE_SECRET_ARN: this.place.adminSecretArn },
       may: readSecrets(this.key, [
-        this.appSecret.secretArn,
-        this.systemSecret.secretArn,
+        arnOf(this.appSecret),
+        arnOf(this.systemSecret),
         this.place.adminSecretArn,
       ]),
     });
@@ -111,8 +111,8 @@ export class Database extends Construct {
 
   private secrets(): Record<string, string> {
     return {
-      CARILLON_DATABASE_SECRET_ARN: this.appSecret.secretArn,
-      CARILLON_SYSTEM_DATABASE_SECRET_ARN: this.systemSecret.secretArn,
+      CARILLON_DATABASE_SECRET_ARN: arnOf(this.appSecret),
+      CARILLON_SYSTEM_DATABASE_SECRET_ARN: arnOf(this.systemSecret),
       // Amazon's own roots of RDS are in no system's store. Another server's are, or TLS is off.
       ...(this.network && { CARILLON_DATABASE_CA_FILE: '/var/task/infra/certs/rds-ca.pem' }),
     };
@@ -312,6 +312,14 @@ export class Database extends Construct {
       reason: 'multiAz=false was asked for: half the price, and a restore instead of a failover',
     });
   }
+}
+
+/**
+ * The ARN of a secret as an attribute. Its Ref is the same on AWS, but an emulator's Ref is the name, which
+ * the functions refuse.
+ */
+export function arnOf(secret: secretsmanager.Secret): string {
+  return (secret.node.defaultChild as secretsmanager.CfnSecret).attrId;
 }
 
 /** May read these secrets, through Secrets Manager alone. */

@@ -7,7 +7,7 @@ import * as lambda from 'aws-cdk-lib/aws-lambda';
 import * as scheduler from 'aws-cdk-lib/aws-scheduler';
 import * as sqs from 'aws-cdk-lib/aws-sqs';
 import { Construct } from 'constructs';
-import { Database, readSecrets } from './database';
+import { arnOf, Database, readSecrets } from './database';
 import { Base, CarillonFunction } from './function';
 import { Outlets, queue } from './outlets';
 
@@ -149,7 +149,7 @@ export class Executor extends CarillonFunction {
         CARILLON_EVENT_BUS: outlets.bus.eventBusName,
         CARILLON_MAIL_FROM: parameters.mailFrom.valueAsString,
         CARILLON_SES_CONFIGURATION_SET: outlets.configurationSet.ref,
-        CARILLON_PROVIDER_KEYS_SECRET_ARN: outlets.providerKeys.secretArn,
+        CARILLON_PROVIDER_KEYS_SECRET_ARN: arnOf(outlets.providerKeys),
         OPENAI_BASE_URL: parameters.openAiBaseUrl.valueAsString,
         ANTHROPIC_BASE_URL: parameters.anthropicBaseUrl.valueAsString,
       },
@@ -157,7 +157,7 @@ export class Executor extends CarillonFunction {
         ...queues.takes(queues.wakeUps),
         ...queues.sends(queues.wakeUps, queues.deadLetters),
         ...database.reads(),
-        ...readSecrets(key, [outlets.providerKeys.secretArn]),
+        ...readSecrets(key, [arnOf(outlets.providerKeys)]),
         ...opensSealed(key, ['kms:Decrypt']),
         ...outlets.writesOutputs(),
         ...outlets.putsEvents(),

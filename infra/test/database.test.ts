@@ -127,3 +127,17 @@ test('a database of one\'s own brings no network and no database', () => {
     assert.equal(postgres.json.Parameters[name], undefined, name);
   }
 });
+
+test('a secret is named by its ARN everywhere, for a Ref is a name on an emulator', () => {
+  const secrets = external.of('AWS::SecretsManager::Secret').map(([id]) => id);
+  assert.equal(secrets.length, 3);
+  for (const fn of FUNCTIONS) {
+    const variables = Object.entries(external.fn(fn).properties.Environment.Variables);
+    for (const [name, value] of variables.filter(([name]) => name.endsWith('_SECRET_ARN'))) {
+      if (name === 'CARILLON_ADMIN_DATABASE_SECRET_ARN') continue;
+      const [id, attribute] = (value as any)['Fn::GetAtt'];
+      assert.ok(secrets.includes(id) && attribute === 'Id', `${fn} ${name}`);
+    }
+  }
+  assert.doesNotMatch(JSON.stringify(external.json.Outputs), new RegExp(`"Ref":"(${secrets.join('|')})"`));
+});

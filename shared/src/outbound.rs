@@ -11,7 +11,7 @@ use std::{
 
 use url::{Host, Url};
 
-use crate::fault::Fault;
+use crate::{env::Environment, fault::Fault};
 
 /// The longest URL that a tenant may give, in bytes.
 pub const URL_BYTES_MAX: usize = 2048;
@@ -49,6 +49,23 @@ impl Policy {
     pub const PUBLIC: Self = Self {
         allow_loopback: false,
     };
+
+    /// Of a function on Lambda, with the endpoint of AWS that it was given, if any. Where AWS is an
+    /// emulator on this machine, receivers are here as well; `dev` alone may be told so.
+    #[must_use]
+    pub fn deployed(environment: Environment, aws_endpoint: Option<&str>) -> Self {
+        let is_here = |url: &Url| match url.host() {
+            Some(Host::Ipv4(address)) => address.is_loopback(),
+            Some(Host::Ipv6(address)) => address.is_loopback(),
+            Some(Host::Domain(name)) => name == "localhost",
+            None => false,
+        };
+        let endpoint = aws_endpoint.and_then(|text| Url::parse(text).ok());
+        Self {
+            allow_loopback: environment == Environment::Dev
+                && endpoint.is_some_and(|url| is_here(&url)),
+        }
+    }
 }
 
 /// Parses a URL that a tenant gave.
@@ -415,6 +432,26 @@ mod tests {
         "https://256.256.256.256/",
         "https://1.2.3.4.5/",
     ];
+
+    #[test]
+    fn only_dev_beside_an_emulator_may_reach_its_own_machine() {
+        for (environment, endpoint, allowed) in [
+            (Environment::Dev, Some("http://127.0.0.1:4566"), true),
+            (Environment::Dev, Some("http://localhost:4566"), true),
+            (Environment::Dev, Some("http://[::1]:4566"), true),
+            (Environment::Dev, Some("http://emulator.example"), false),
+            (Environment::Dev, Some("127.0.0.1"), false),
+            (Environment::Dev, None, false),
+            (Environment::Staging, Some("http://127.0.0.1:4566"), false),
+            (Environment::Prod, Some("http://127.0.0.1:4566"), false),
+        ] {
+            let policy = Policy::deployed(environment, endpoint);
+            assert_eq!(
+                policy.allow_loopback, allowed,
+                "{environment:?} {endpoint:?}"
+            );
+        }
+    }
 
     #[test]
     fn hostile_urls_are_refused() {

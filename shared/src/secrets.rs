@@ -223,7 +223,8 @@ impl<T> Kept<T> {
     }
 
     async fn fetch(&self) -> Result<Held<T>, SecretError> {
-        let fetched = self.manager.get(&self.arn).await?;
+        // Boxed: the client's future is large, and most times nothing is called.
+        let fetched = Box::pin(self.manager.get(&self.arn)).await?;
         let read = (self.read)(fetched.text.expose());
         let value = read.map_err(|detail| SecretError::Malformed {
             arn: self.arn.0.clone(),

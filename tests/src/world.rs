@@ -16,13 +16,14 @@ use shared::calendar::Days;
 use shared::db::{
     Db, TenantTx,
     audit::{Action, Actor, Event, Outcome},
-    auth::{self, NewKey},
+    auth::{self, NewKey, OidcIdentity, UserSpec},
     backfills::{self, NewBackfill},
     calendars,
     deliveries::{self, DeliveryClaim, LockedDelivery},
     idempotency, prompts, provider_keys,
     runs::{self, Claim, LockedRun},
     sync::{self, Claimed, Settled},
+    system::{self, Identified},
 };
 use shared::exclusion::CalendarName;
 use shared::ids::{
@@ -57,6 +58,8 @@ pub struct Side {
     pub email: String,
     /// That user's API key.
     pub key: ApiKeyId,
+    /// A user of the same name to the issuer of tokens as the other tenant's.
+    pub member: UserId,
     /// Has a slot that is due, and the last success.
     pub due: PromptId,
     /// A run of it that waits.
@@ -163,11 +166,14 @@ async fn side(stage: &Stage, name: &str) -> Side {
         .await
         .unwrap();
     auth::insert_key(&tx, &new_key(key, user_id)).await.unwrap();
+    let member = auth::insert_user(&tx, &member(name)).await.unwrap();
     let event = event(Some(key.uuid()));
     idempotency::commit(tx, Some(&event), Some(&kept_answer()))
         .await
         .unwrap();
 
+    let known = system::identify_key(db, key, &HASH).await.unwrap();
+    assert!(matches!(known, Identified::Is(_)), "{known:?}");
     let due = due_prompt(db, tenant, &json!({"external_id": "the same id"})).await;
     let claim = fire(db, tenant.id, due, LONG_MS).await.unwrap().unwrap();
     succeed(db, &claim, 0).await.unwrap();
@@ -202,6 +208,7 @@ async fn side(stage: &Stage, name: &str) -> Side {
         tenant,
         email,
         key,
+        member: member.unwrap().id,
         due,
         queued,
         failed,
@@ -327,6 +334,23 @@ async fn set_due(stage: &Stage, prompt: PromptId) {
         "UPDATE scheduled_prompts SET next_run_at = now() - interval '1 second' WHERE id = $1";
     let changed = stage.admin.execute(sql, &[&prompt.uuid()]).await.unwrap();
     assert_eq!(changed, 1);
+}
+
+/// A user to be stored, who is the same person in every tenant.
+pub fn member(tenant: &str) -> UserSpec {
+    UserSpec {
+        email: format!("member@{tenant}.example"),
+        role: Role::Viewer,
+        identity: Some(identity()),
+    }
+}
+
+/// That person.
+pub fn identity() -> OidcIdentity {
+    OidcIdentity {
+        issuer: "https://issuer.example".to_owned(),
+        subject: "the same subject".to_owned(),
+    }
 }
 
 /// A key to be stored.

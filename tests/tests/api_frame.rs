@@ -93,6 +93,7 @@ impl Api {
             outbound: Policy::PUBLIC,
             allow_echo: true,
             platform_key: platform_key.map(|key| PlatformKeyHash::of(&Secret::new(key))),
+            tokens: None,
             environment: Environment::Local,
         });
         let (sql, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
@@ -1099,7 +1100,8 @@ async fn a_tenant_is_shown_with_its_limits_and_usage() {
         json!({
             "id": tenant.id, "name": "shown", "status": "active", "default_timezone": "UTC",
             "limits": {"active_prompts_max": 1000, "concurrent_runs_max": 20,
-                       "interval_minutes_min": 1},
+                       "interval_minutes_min": 1, "requests_per_minute_max": 3000,
+                       "caller_requests_per_minute_max": 1500},
             "retention": {"succeeded_days": 7, "failed_days": 30, "other_days": 90},
             "counts": {"prompts_active": 0, "prompts_paused": 0, "runs_queued": 0,
                        "runs_running": 0},
@@ -1138,7 +1140,7 @@ async fn the_audit_trail_tells_who_did_what() {
     assert_eq!(
         newest,
         json!({
-            "actor_kind": "api_key", "actor_id": id_of(&tenant.owner),
+            "actor_kind": "api_key", "actor_id": id_of(&tenant.owner), "actor_user_id": made["user_id"],
             "action": "api_key.created", "target_kind": "api_key", "target_id": made["id"],
             "result": "ok", "request_id": "trace-me", "detail": {"role": "viewer"},
         })
@@ -1413,6 +1415,7 @@ async fn every_operation_is_documented_with_its_refusals() {
     );
     let schemes = &document["components"]["securitySchemes"];
     assert_eq!(schemes["api_key"]["scheme"], "bearer");
+    assert_eq!(schemes["token"]["scheme"], "bearer");
     assert_eq!(schemes["platform_key"]["scheme"], "bearer");
     let mut frame = BTreeMap::new();
     let mut names = BTreeSet::new();
@@ -1446,23 +1449,25 @@ async fn every_operation_is_documented_with_its_refusals() {
                 _ => "api_key",
             };
             assert_eq!(security, expected, "{method} {path}");
+            let takes_tokens = operation["security"][1].get("token").is_some();
+            assert_eq!(takes_tokens, expected == "api_key", "{method} {path}");
             frame.insert(format!("{method} {path}"), statuses.join(" "));
         }
     }
     for (operation, statuses) in [
-        ("get /v1/tenant", "200 401 403 422 500 503"),
-        ("get /v1/audit-events", "200 401 403 422 500 503"),
+        ("get /v1/tenant", "200 401 403 422 429 500 503"),
+        ("get /v1/audit-events", "200 401 403 422 429 500 503"),
         (
             "post /v1/api-keys",
-            "201 400 401 403 409 413 415 422 500 503",
+            "201 400 401 403 409 413 415 422 429 500 503",
         ),
         (
             "delete /v1/api-keys/{id}",
-            "204 401 403 404 409 413 422 500 503",
+            "204 401 403 404 409 413 422 429 500 503",
         ),
         (
             "post /v1/webhook-secret/rotate",
-            "200 401 403 409 413 422 500 503",
+            "200 401 403 409 413 422 429 500 503",
         ),
         (
             "put /v1/provider-keys/{provider}",

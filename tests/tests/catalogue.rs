@@ -37,7 +37,7 @@ const REFERENCE: &str = "
             ON a.attrelid = o.oid AND a.attname = o.tenant_column AND NOT a.attisdropped";
 
 /// Functions that see more than one tenant, and nothing else does.
-const LOOK_ACROSS: [&str; 14] = [
+const LOOK_ACROSS: [&str; 16] = [
     "system_claim_events(integer,integer,bigint)",
     "system_drift_cursor()",
     "system_due_deliveries(integer)",
@@ -46,6 +46,8 @@ const LOOK_ACROSS: [&str; 14] = [
     "system_entries_of(uuid[])",
     "system_find_api_key(uuid)",
     "system_forget_parked_events(integer)",
+    "system_identify_key(uuid,bytea,bytea)",
+    "system_identify_user(text,text,uuid)",
     "system_move_drift_cursor(text,uuid,uuid)",
     "system_prompts_with_entries(uuid,integer)",
     "system_settle_events(uuid[],uuid[],bigint[],bigint[],text[],bigint[],text[])",
@@ -55,7 +57,7 @@ const LOOK_ACROSS: [&str; 14] = [
 ];
 
 /// Indexes that those functions need, because they do not know the tenant.
-const INDEXES_ACROSS: [&str; 7] = [
+const INDEXES_ACROSS: [&str; 8] = [
     "api_keys_system",
     "bus_events_system_due",
     "bus_events_system_parked",
@@ -63,21 +65,26 @@ const INDEXES_ACROSS: [&str; 7] = [
     "scheduled_prompt_runs_system_due",
     "scheduled_prompts_system_due",
     "scheduled_prompts_system_entries",
+    "users_system_identity",
 ];
 
 /// All that the owner of those functions may do.
-const DEFINER_MAY: [&str; 11] = [
+const DEFINER_MAY: [&str; 15] = [
     "DELETE on bus_events",
+    "INSERT on request_rates",
     "SELECT on api_keys",
     "SELECT on bus_events",
     "SELECT on deliveries",
     "SELECT on drift_cursor",
+    "SELECT on request_rates",
     "SELECT on scheduled_prompt_runs",
     "SELECT on scheduled_prompts",
     "SELECT on tenants",
+    "SELECT on users",
     "UPDATE on api_keys.last_used_at",
     "UPDATE on bus_events",
     "UPDATE on drift_cursor",
+    "UPDATE on request_rates",
 ];
 
 const RULES: [Rule; 25] = [
@@ -487,8 +494,8 @@ const BREAKS: [(&str, &str); 49] = [
         "SELECT on tenants is a right of carillon_system",
     ),
     (
-        "GRANT SELECT ON users TO carillon_definer",
-        "SELECT on users is a right of carillon_definer",
+        "GRANT SELECT ON run_logs TO carillon_definer",
+        "SELECT on run_logs is a right of carillon_definer",
     ),
 ];
 

@@ -39,7 +39,7 @@ use tests::tap::Tap;
 use tests::worker::{LONG_MS, fail, failure, take_delivery};
 use tests::world::{
     CALENDAR, HASH, SUPPRESSED, World, a_provider_key, calendar_name, christmas, db_sources,
-    due_prompt, make_expirable,
+    due_prompt, identity, make_expirable, member,
 };
 use tests::{connect, database_url, shared_database};
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -63,9 +63,11 @@ const TENANTS: i64 = 1_000;
 const DUE: i64 = 100;
 
 /// Statements that no tenant and no sweeper runs: they belong to the start of a process.
-const AT_START: [&str; 4] = [
+const AT_START: [&str; 6] = [
     "db::refuse_power",
+    "migrate::is_ahead",
     "migrate::set_password",
+    "migrate::versions",
     "takeover::end_delivery_leases",
     "takeover::end_run_leases",
 ];
@@ -162,6 +164,11 @@ async fn call_the_rest(world: &World) {
     let address = EmailAddress::parse(SUPPRESSED).unwrap();
     suppression::delete(&tx, &address).await.unwrap();
     auth::revoke_key(&tx, a.key).await.unwrap();
+    auth::user_to_change(&tx, a.member).await.unwrap();
+    auth::change_user(&tx, a.member, &member("c"))
+        .await
+        .unwrap();
+    auth::remove_user(&tx, a.member).await.unwrap();
     tx.commit().await.unwrap();
     report(world).await;
     let tenant_id = a.tenant.id;
@@ -205,6 +212,7 @@ async fn read_everything(world: &World) {
         .await
         .unwrap();
     auth::keys(&tx, None, 10).await.unwrap();
+    auth::users(&tx, None, 10).await.unwrap();
     history::delivery(&tx, a.exhausted).await.unwrap();
     history::run_summary(&tx, a.failed).await.unwrap();
     history::waiting_deliveries(&tx, a.failed).await.unwrap();
@@ -261,7 +269,10 @@ async fn read_everything(world: &World) {
         .await
         .unwrap();
     preview::conflicts(look, &[Utc::now()], None).await.unwrap();
-    system::find_api_key(&stage.db, a.key).await.unwrap();
+    let who = identity();
+    system::identify_user(&stage.db, &who.issuer, &who.subject, None)
+        .await
+        .unwrap();
     system::tenants(&stage.db, None, 10).await.unwrap();
     system::due_prompts(&stage.db, 10).await.unwrap();
     system::due_runs(&stage.db, 10).await.unwrap();
@@ -636,7 +647,8 @@ fn values(title: &str) -> Option<String> {
             format!("'-infinity', 'infinity', 'infinity', {MAX}, NULL, 50, {prompt}")
         }
         ("auth", "key_is_revoked") => id('b', PROBE % (20 * TENANTS)),
-        ("auth", "keys") => format!("{MAX}, 50"),
+        ("auth", "keys" | "users") => format!("{MAX}, 50"),
+        ("auth", "user" | "user_is_removed") => user,
         ("auth", "lock_keys") | ("idempotency", "lock") => "'a lock'".to_owned(),
         ("idempotency", "answer") => format!("'key {}'", PROBE % TENANTS),
         ("deliveries", "lock_due") | ("history", "delivery") | ("wake_ups", "knows_delivery") => {

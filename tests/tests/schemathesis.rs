@@ -39,6 +39,7 @@ const STOP_STEPS: &[StopStep] = &[
 #[tokio::test]
 async fn whatever_a_tenant_sends_is_answered_as_documented() {
     let carillon = Carillon::start().await;
+    carillon.lift_limits().await;
     let objects = carillon.seed().await;
     carillon
         .fuzz(&objects, &["--exclude-path-regex", "^/v1/admin/"])
@@ -179,6 +180,8 @@ impl Carillon {
         }
         let (backfilled, backfill) = self.backfill().await;
         vec![
+            ("FUZZ_EDITED_USER", self.user("edited").await),
+            ("FUZZ_SPARE_USER", self.user("spare").await),
             (
                 "FUZZ_EDITED_PROMPT",
                 self.prompt("openai/gpt-5-mini", &email).await,
@@ -199,6 +202,22 @@ impl Carillon {
             ("FUZZ_RUN_PROMPT", run_prompt),
             ("FUZZ_SUCCEEDED_RUN", succeeded),
         ]
+    }
+
+    async fn user(&self, name: &str) -> String {
+        let body = json!({ "email": format!("{name}@example.com"), "role": "viewer" });
+        id(&self.post("/v1/users", &body).await)
+    }
+
+    /// Nobody sends so much as this does; what is over a limit is another test's.
+    async fn lift_limits(&self) {
+        let tenant = id(&self.get("/v1/tenant").await);
+        let limits = json!({ "limits": {
+            "requests_per_minute_max": 1_000_000, "caller_requests_per_minute_max": 1_000_000,
+        } });
+        let path = format!("/v1/admin/tenants/{tenant}");
+        self.call(Method::PATCH, &path, PLATFORM_KEY, Some(&limits))
+            .await;
     }
 
     async fn prompt(&self, model: &str, destinations: &Value) -> String {
@@ -301,15 +320,17 @@ impl Carillon {
 }
 
 /// The variables that `schemathesis.toml` names; those of the other test stay empty.
-const OBJECTS: [&str; 11] = [
+const OBJECTS: [&str; 13] = [
     "FUZZ_BACKFILL",
     "FUZZ_BACKFILLED_PROMPT",
     "FUZZ_CANCELLED_PROMPT",
     "FUZZ_DELIVERY",
     "FUZZ_EDITED_PROMPT",
+    "FUZZ_EDITED_USER",
     "FUZZ_FAILED_RUN",
     "FUZZ_RUN_PROMPT",
     "FUZZ_SPARE_KEY",
+    "FUZZ_SPARE_USER",
     "FUZZ_SUCCEEDED_RUN",
     "FUZZ_TENANT",
     "FUZZ_WAITING_RUN",

@@ -6,6 +6,7 @@ use lettre::message::Mailbox;
 use shared::{
     bus, db,
     env::{self, ConfigError, Environment, Reader},
+    outbound::Policy,
     price::Catalog,
     queue, seal,
     secrets::{self, SecretArn},
@@ -49,6 +50,8 @@ pub struct Config {
     pub catalog: Catalog,
     /// Who emails come from.
     pub from: Mailbox,
+    /// Which addresses webhooks may be sent to.
+    pub outbound: Policy,
 }
 
 /// Where emails and outputs go.
@@ -96,8 +99,10 @@ impl Config {
             text.parse()
                 .map_err(|_| "must be an address, or a name with one in <>".to_owned())
         });
+        let endpoint = reader.text("AWS_ENDPOINT_URL");
         let whole = (|| {
             Some(Self {
+                outbound: Policy::deployed(environment?, endpoint.as_deref()),
                 db: db?,
                 queue_url: queue_url?,
                 dead_letter_queue_url: dead_letter_queue_url?,

@@ -17,7 +17,6 @@ use shared::{
     aws::{self, SdkConfig},
     bus::{self, Bus, EventBridge},
     db::Db,
-    outbound::Policy,
     queue::{DeadLetters, Queue, Sqs},
     secrets::SecretsManager,
     telemetry,
@@ -96,7 +95,8 @@ async fn worker(config: Config, aws: &SdkConfig) -> anyhow::Result<Worker> {
         db,
         queue: Queue::Sqs(Sqs::new(aws, config.queue_url, WAKE_UP_LIMIT)),
         models,
-        sender: Sender::new(mailer, storage, Guarded::new(Policy::PUBLIC)?),
+
+        sender: Sender::new(mailer, storage, Guarded::new(config.outbound)?),
         sealer: config.sealing.into_sealer(aws),
         catalog: config.catalog,
         from: config.from,

@@ -85,6 +85,12 @@ struct CommonArgs {
     /// SHA-256 (hex) of the operator's key; without it there are no /v1/admin routes.
     #[arg(long, env = "CARILLON_PLATFORM_KEY_SHA256", hide_env_values = true)]
     platform_key_sha256: Option<String>,
+    /// The issuer of OpenID Connect whose tokens are taken beside API keys, as they have it in `iss`.
+    #[arg(long, env = "CARILLON_OIDC_ISSUER")]
+    oidc_issuer: Option<String>,
+    /// The audience that those tokens must name.
+    #[arg(long, env = "CARILLON_OIDC_AUDIENCE")]
+    oidc_audience: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -192,6 +198,8 @@ impl CommonArgs {
             mail_from: self.mail_from.clone(),
             smtp_url: self.smtp_url.clone().map(Secret::new),
             platform_key_sha256: self.platform_key_sha256.clone(),
+            oidc_issuer: self.oidc_issuer.clone(),
+            oidc_audience: self.oidc_audience.clone(),
             extra_models: self.models.clone(),
             owner_email: "owner@example.com".to_owned(),
         }

@@ -15,11 +15,15 @@ use executor::{
     http::Guarded,
     model::{Models, ProvidersConfig},
 };
-use management::{App, AppParts, outputs::Outputs};
+use management::{
+    App, AppParts,
+    identity::{KeyTimes, OidcSettings, Tokens},
+    outputs::Outputs,
+};
 use shared::{
     api_key::PlatformKeyHash,
     db::{Db, DbConfig, migrate, system, takeover},
-    env::Environment,
+    env::{Environment, Reader},
     outbound::Policy,
     price::Catalog,
     queue::{Queue, WakeUps},
@@ -66,6 +70,10 @@ pub struct Settings {
     pub smtp_url: Option<Secret>,
     /// Opens the operator's routes.
     pub platform_key_sha256: Option<String>,
+    /// Whose tokens are taken beside API keys.
+    pub oidc_issuer: Option<String>,
+    /// What those tokens must be for.
+    pub oidc_audience: Option<String>,
     /// Models beyond the shipped price list, as `provider/name=input:output`.
     pub extra_models: String,
     /// The first tenant's owner.
@@ -151,6 +159,7 @@ impl Service {
                 .map(PlatformKeyHash::parse)
                 .transpose()
                 .map_err(|error| anyhow::anyhow!("CARILLON_PLATFORM_KEY_SHA256: {error}"))?,
+            tokens: tokens(settings)?,
             environment: Environment::Local,
         });
         let first_key = first_tenant(&app, settings).await?;
@@ -182,6 +191,18 @@ impl Service {
         }
         Ok(())
     }
+}
+
+fn tokens(settings: &Settings) -> Result<Option<Tokens>> {
+    let given = |name: &str| match name {
+        "CARILLON_OIDC_ISSUER" => settings.oidc_issuer.clone(),
+        "CARILLON_OIDC_AUDIENCE" => settings.oidc_audience.clone(),
+        _ => None,
+    };
+    let mut reader = Reader::new(&given);
+    let oidc = OidcSettings::read(&mut reader, Some(Environment::Local));
+    reader.finish(Some(()))?;
+    Ok(oidc.map(|settings| Tokens::new(settings, KeyTimes::DEFAULT)))
 }
 
 /// The database's administrator: one's own, or that of a private PostgreSQL.

@@ -30,6 +30,7 @@ pub(crate) async fn complete(mut request: Request, next: Next) -> Response {
         http.method = request.method().as_str(),
         http.route = route,
         tenant.id = tracing::field::Empty,
+        user.id = tracing::field::Empty,
         api_key.id = tracing::field::Empty,
     );
     let bare = next.run(request).instrument(span.clone()).await;

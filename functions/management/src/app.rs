@@ -14,7 +14,7 @@ use shared::{
     seal::Sealer,
 };
 
-use crate::{error::ApiError, outputs::Outputs};
+use crate::{error::ApiError, identity::Tokens, outputs::Outputs};
 
 /// The version that `/health` tells.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -43,6 +43,8 @@ pub struct AppParts {
     pub allow_echo: bool,
     /// Opens the operator's routes; without it there are none.
     pub platform_key: Option<PlatformKeyHash>,
+    /// Checks the issuer's tokens; without it only API keys are taken.
+    pub tokens: Option<Tokens>,
     /// Part of every key's text.
     pub environment: Environment,
 }

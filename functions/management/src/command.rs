@@ -145,7 +145,7 @@ impl Command {
     ) -> Result<Response, ApiError> {
         let by = By {
             tenant: caller.tenant_id(),
-            actor: Actor::ApiKey(caller.key_id()),
+            actor: caller.actor(),
             request_id: caller.request_id(),
         };
         if let Err(refusal) = caller.require(role) {
@@ -321,7 +321,7 @@ impl By<'_> {
     /// The operator's keys and the tenant's never meet.
     fn scoped(&self, key: &str) -> String {
         match self.actor {
-            Actor::ApiKey(_) => format!("tenant:{key}"),
+            Actor::ApiKey { .. } | Actor::User(_) => format!("tenant:{key}"),
             Actor::Platform => format!("platform:{key}"),
         }
     }

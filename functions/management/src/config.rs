@@ -12,7 +12,11 @@ use shared::{
     seal,
 };
 
-use crate::{app::AppParts, outputs::Outputs};
+use crate::{
+    app::AppParts,
+    identity::{KeyTimes, OidcSettings, Tokens},
+    outputs::Outputs,
+};
 
 /// A Lambda instance serves one request at a time.
 const APP_CONNECTIONS_MAX: usize = 2;
@@ -32,7 +36,9 @@ pub struct Config {
     environment: Environment,
     platform_key: Option<PlatformKeyHash>,
     sealing: seal::Settings,
+    oidc: Option<OidcSettings>,
     catalog: Catalog,
+    outbound: Policy,
 }
 
 impl Config {
@@ -55,12 +61,16 @@ impl Config {
         }
         let platform_key = reader.optional("CARILLON_PLATFORM_KEY_SHA256", PlatformKeyHash::parse);
         let sealing = seal::Settings::read(&mut reader);
+        let oidc = OidcSettings::read(&mut reader, environment);
+
         let catalog = reader
             .optional("CARILLON_MODELS", env::models)
             .unwrap_or_else(Catalog::shipped);
         let queue_url = reader.required("CARILLON_QUEUE_URL", queue::read_url);
+        let endpoint = reader.text("AWS_ENDPOINT_URL");
         let whole = (|| {
             Some(Self {
+                outbound: Policy::deployed(environment?, endpoint.as_deref()),
                 db: db?,
                 scheduler: scheduler?,
                 queue_url: queue_url?,
@@ -68,6 +78,8 @@ impl Config {
                 environment: environment?,
                 platform_key,
                 sealing: sealing?,
+                oidc,
+
                 catalog,
             })
         })();
@@ -91,9 +103,12 @@ impl Config {
             scheduler,
             sealer: self.sealing.into_sealer(aws),
             catalog: self.catalog,
-            outbound: Policy::PUBLIC,
+            outbound: self.outbound,
             allow_echo: self.environment != Environment::Prod,
             platform_key: self.platform_key,
+            tokens: self
+                .oidc
+                .map(|settings| Tokens::new(settings, KeyTimes::DEFAULT)),
             environment: self.environment,
         }
     }
@@ -138,12 +153,18 @@ mod tests {
             ("CARILLON_BUCKET", "outputs"),
             ("CARILLON_SEALING_KEY", KEY),
             ("CARILLON_DATABASE_CONNECTIONS_MAX", "7"),
+            ("CARILLON_OIDC_ISSUER", "https://issuer.example/"),
+            ("CARILLON_OIDC_AUDIENCE", "carillon"),
         ])
         .unwrap();
         assert_eq!(config.db.app_connections_max, 7);
         assert_eq!(config.db.system_connections_max, SYSTEM_CONNECTIONS_MAX);
         assert_eq!(config.environment, Environment::Prod);
         assert!(config.platform_key.is_none());
+        assert_eq!(
+            config.oidc.unwrap().issuer.as_str(),
+            "https://issuer.example/"
+        );
     }
 
     #[test]
@@ -163,6 +184,7 @@ mod tests {
             ("CARILLON_SCHEDULER_DLQ_ARN", "arn:aws:sns:::hunter2"),
             ("CARILLON_ENV", "local"),
             ("CARILLON_PLATFORM_KEY_SHA256", "hunter2"),
+            ("CARILLON_OIDC_ISSUER", "http://hunter2.example"),
             ("CARILLON_SEALING_KEY", "hunter2"),
             ("CARILLON_MODELS", "nonsense"),
             ("CARILLON_QUEUE_URL", "hunter2"),
@@ -178,6 +200,8 @@ mod tests {
             "CARILLON_SCHEDULER_DLQ_ARN must be an ARN of sqs",
             "CARILLON_ENV must be",
             "CARILLON_PLATFORM_KEY_SHA256",
+            "CARILLON_OIDC_ISSUER must be an https URL",
+            "CARILLON_OIDC_AUDIENCE is not set, but CARILLON_OIDC_ISSUER is",
             "CARILLON_SEALING_KEY",
             "CARILLON_MODELS",
             "CARILLON_QUEUE_URL must be",

@@ -21,6 +21,7 @@ use crate::{
 };
 
 const API_KEY: &str = "api_key";
+const TOKEN: &str = "token";
 const PLATFORM_KEY: &str = "platform_key";
 const HEALTH: &str = "/health";
 /// RFC 9110, section 13.1.1.
@@ -33,7 +34,13 @@ const ENTITY_TAGS: &str = r#"^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$"#;
         description = "Runs AI prompts on a schedule. Every answer that is not a success is a \
                        problem body (RFC 9457) with a stable `code`. Lists come in pages: pass \
                        `next_cursor` as `cursor` to get the next one. A POST with an \
-                       `Idempotency-Key` may be repeated for 24 hours and has its effect once."
+                       `Idempotency-Key` may be repeated for 24 hours and has its effect once. A \
+                       caller has an API key, or a token of the installation's OpenID Connect \
+                       issuer; with a token of somebody who is a user of several tenants, the \
+                       header `Carillon-Tenant` names one of them by its id. A front end that \
+                       knows its tenant should always send it: what it names is checked, and \
+                       never taken on trust. Each key, each user and each tenant has a number of \
+                       requests a minute; what is over it is answered 429 with `Retry-After`."
     ),
     components(schemas(Problem)),
     tags(
@@ -42,7 +49,7 @@ const ENTITY_TAGS: &str = r#"^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$"#;
         (name = "backfills", description = "Runs of past slots"),
         (name = "runs", description = "The executions of prompts"),
         (name = "deliveries", description = "What was sent where"),
-        (name = "tenant", description = "The caller's tenant: limits, keys, webhook secret, audit trail"),
+        (name = "tenant", description = "The caller's tenant: limits, users, keys, webhook secret, audit trail"),
         (name = "admin", description = "For the operator, with the platform's key"),
         (name = "health", description = "Whether the service works"),
     )
@@ -62,6 +69,11 @@ pub(crate) fn base() -> utoipa::openapi::OpenApi {
     let components = api.components.get_or_insert_default();
     for (name, description) in [
         (API_KEY, "A key of the tenant, `ck_…`."),
+        (
+            TOKEN,
+            "An access token of the installation's OpenID Connect issuer, where it has one. The \
+             header `Carillon-Tenant` names the tenant where its user has several.",
+        ),
         (PLATFORM_KEY, "The platform's key, for `/v1/admin`."),
     ] {
         let scheme = HttpBuilder::new()
@@ -137,15 +149,17 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (HttpMethod, &mut Ope
 }
 
 fn secure(path: &str, operation: &mut Operation) {
-    let scheme = if path == HEALTH {
+    let schemes: &[&str] = if path == HEALTH {
         return;
     } else if path.starts_with("/v1/admin") {
-        PLATFORM_KEY
+        &[PLATFORM_KEY]
     } else {
-        API_KEY
+        &[API_KEY, TOKEN]
     };
-    let requirement = SecurityRequirement::new(scheme, Vec::<String>::new());
-    operation.security = Some(vec![requirement]);
+    let one_of = schemes
+        .iter()
+        .map(|scheme| SecurityRequirement::new(*scheme, Vec::<String>::new()));
+    operation.security = Some(one_of.collect());
 }
 
 /// A query or a header holds text: one that may be left out is never null.
@@ -240,6 +254,7 @@ fn describe_response(path: &str, status: &str, repeatable: bool, response: &mut 
             "Retry-After",
             "Seconds to wait, where an equal request is under way",
         ),
+        "429" => tell("Retry-After", "Seconds to wait"),
         "503" if path != HEALTH => tell("Retry-After", "Seconds to wait"),
         _ if repeatable && status.starts_with('2') => {
             tell(
@@ -287,11 +302,18 @@ fn refusals(
     if path == HEALTH {
         return refusals;
     }
-    refusals.push(("401", "The key is missing, unknown, revoked or expired"));
+    refusals.push((
+        "401",
+        "The key or the token is missing, unknown, revoked or expired",
+    ));
     if !path.starts_with("/v1/admin") {
         refusals.push((
             "403",
-            "The key's role is too low, or the tenant is suspended",
+            "The role is too low, the tenant is suspended, or the token's user is not in it",
+        ));
+        refusals.push((
+            "429",
+            "The key, the user or the tenant has made too many requests",
         ));
     }
     if path.contains('{') || path.starts_with("/v1/admin") {

@@ -166,6 +166,30 @@ impl ApiError {
         )
     }
 
+    /// 429: the caller makes more requests than they may.
+    pub fn too_many(code: &'static str, detail: impl Into<String>, retry_after_ms: i32) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, code, detail).with(|parts| {
+            // Whole seconds, and never so few that the same request would be refused again.
+            let seconds = HeaderValue::from(retry_after_ms.max(1).saturating_add(999) / 1000);
+            parts.header = Some((header::RETRY_AFTER, seconds));
+        })
+    }
+
+    /// 503: whether the token is the issuer's cannot be told at the moment. `cause` is logged.
+    pub fn issuer_unavailable(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        let detail = "the token's issuer cannot be asked for its keys at the moment; try again";
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "issuer_unavailable",
+            detail,
+        )
+        .with(|parts| {
+            let seconds = HeaderValue::from_static(RETRY_AFTER_S);
+            parts.header = Some((header::RETRY_AFTER, seconds));
+            parts.cause = Some(cause.into());
+        })
+    }
+
     /// 500: our own fault. `cause` is logged.
     pub fn internal(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::of_status(StatusCode::INTERNAL_SERVER_ERROR)

@@ -11,6 +11,7 @@ pub mod command;
 pub mod config;
 mod docs;
 pub mod error;
+pub mod identity;
 pub mod outputs;
 pub mod page;
 pub mod query;

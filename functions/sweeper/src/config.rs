@@ -73,7 +73,7 @@ impl Config {
 mod tests {
     use super::*;
 
-    const WHOLE: [(&str, &str); 9] = [
+    const WHOLE: [(&str, &str); 10] = [
         ("CARILLON_ENV", "prod"),
         ("CARILLON_DATABASE_URL", "postgresql://app@db/carillon"),
         (

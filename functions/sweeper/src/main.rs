@@ -1,5 +1,8 @@
 //! The sweeper on AWS Lambda, invoked every minute by a schedule.
 
+// The futures of a turn, one part within the other, are deeper than the compiler looks by itself.
+#![recursion_limit = "256"]
+
 use std::{sync::Mutex, time::Duration};
 
 use anyhow::Context;

@@ -10,7 +10,7 @@ use utoipa::{
 use uuid::Uuid;
 
 use super::{DbError, TenantTx, column};
-use crate::ids::{ApiKeyId, AuditEventId};
+use crate::ids::{ApiKeyId, AuditEventId, UserId};
 
 /// What was done. The text before the dot is the kind of object that it was done to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,9 @@ pub enum Action {
     BackfillCancelled,
     ApiKeyCreated,
     ApiKeyRevoked,
+    UserCreated,
+    UserUpdated,
+    UserRemoved,
     WebhookSecretRotated,
     ProviderKeySaved,
     ProviderKeyDeleted,
@@ -45,7 +48,7 @@ pub enum Action {
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 28] = [
         Self::PromptCreated,
         Self::PromptUpdated,
         Self::PromptDeleted,
@@ -64,6 +67,9 @@ impl Action {
         Self::BackfillCancelled,
         Self::ApiKeyCreated,
         Self::ApiKeyRevoked,
+        Self::UserCreated,
+        Self::UserUpdated,
+        Self::UserRemoved,
         Self::WebhookSecretRotated,
         Self::ProviderKeySaved,
         Self::ProviderKeyDeleted,
@@ -95,6 +101,9 @@ impl Action {
             Self::BackfillCancelled => "backfill.cancelled",
             Self::ApiKeyCreated => "api_key.created",
             Self::ApiKeyRevoked => "api_key.revoked",
+            Self::UserCreated => "user.created",
+            Self::UserUpdated => "user.updated",
+            Self::UserRemoved => "user.removed",
             Self::WebhookSecretRotated => "webhook_secret.rotated",
             Self::ProviderKeySaved => "provider_key.saved",
             Self::ProviderKeyDeleted => "provider_key.deleted",
@@ -128,7 +137,14 @@ impl ToSchema for Action {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Actor {
     /// A caller with a key of the tenant.
-    ApiKey(ApiKeyId),
+    ApiKey {
+        /// The key.
+        key: ApiKeyId,
+        /// The user that it acts for.
+        user: UserId,
+    },
+    /// A caller with a token of the issuer's.
+    User(UserId),
     /// The operator of the installation.
     Platform,
 }
@@ -136,14 +152,23 @@ pub enum Actor {
 impl Actor {
     fn kind(self) -> &'static str {
         match self {
-            Self::ApiKey(_) => "api_key",
+            Self::ApiKey { .. } => "api_key",
+            Self::User(_) => "user",
             Self::Platform => "platform",
         }
     }
 
     fn id(self) -> Option<Uuid> {
         match self {
-            Self::ApiKey(id) => Some(id.uuid()),
+            Self::ApiKey { key, .. } => Some(key.uuid()),
+            Self::User(user) => Some(user.uuid()),
+            Self::Platform => None,
+        }
+    }
+
+    fn user(self) -> Option<Uuid> {
+        match self {
+            Self::ApiKey { user, .. } | Self::User(user) => Some(user.uuid()),
             Self::Platform => None,
         }
     }
@@ -190,6 +215,7 @@ pub(super) struct EventRow<'a> {
     id: Uuid,
     actor_kind: &'static str,
     actor_id: Option<Uuid>,
+    actor_user_id: Option<Uuid>,
     action: &'static str,
     target_kind: &'static str,
     target_id: Option<Uuid>,
@@ -201,9 +227,9 @@ pub(super) struct EventRow<'a> {
 /// Adds one event; its values are those of [`EventRow`].
 pub(super) const INSERT: &str = "-- audit::insert
      INSERT INTO audit_events
-            (tenant_id, id, actor_kind, actor_id, action, target_kind, target_id, result,
-             request_id, detail)
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+            (tenant_id, id, actor_kind, actor_id, actor_user_id, action, target_kind, target_id,
+             result, request_id, detail)
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
 
 impl<'a> EventRow<'a> {
     pub(super) fn new(tx: &TenantTx, event: &'a Event) -> Self {
@@ -212,6 +238,7 @@ impl<'a> EventRow<'a> {
             id: AuditEventId::new().uuid(),
             actor_kind: event.actor.kind(),
             actor_id: event.actor.id(),
+            actor_user_id: event.actor.user(),
             action: event.action.as_str(),
             target_kind: event.action.target_kind(),
             target_id: event.target_id,
@@ -221,12 +248,13 @@ impl<'a> EventRow<'a> {
         }
     }
 
-    pub(super) fn params(&self) -> [super::Param<'_>; 10] {
+    pub(super) fn params(&self) -> [super::Param<'_>; 11] {
         [
             &self.tenant,
             &self.id,
             &self.actor_kind,
             &self.actor_id,
+            &self.actor_user_id,
             &self.action,
             &self.target_kind,
             &self.target_id,
@@ -244,10 +272,12 @@ pub struct Recorded {
     pub id: AuditEventId,
     /// When.
     pub at: DateTime<Utc>,
-    /// `api_key`, `platform` or `system`.
+    /// `api_key`, `user`, `platform` or `system`.
     pub actor_kind: String,
-    /// The API key, where a tenant's caller acted.
+    /// The API key or the user, where a tenant's caller acted.
     pub actor_id: Option<Uuid>,
+    /// The user, where a tenant's caller acted.
+    pub actor_user_id: Option<UserId>,
     /// What was done.
     pub action: String,
     /// To which kind of object.
@@ -286,7 +316,7 @@ pub async fn list(tx: &TenantTx, filter: &Filter) -> Result<Vec<Recorded>, DbErr
     let rows = tx
         .query(
             "-- audit::list
-             SELECT id, at, actor_kind, actor_id, action, target_kind, target_id, result,
+             SELECT id, at, actor_kind, actor_id, actor_user_id, action, target_kind, target_id, result,
                     request_id, detail
                FROM audit_events
               WHERE at >= $1 AND at < $2 AND (at, id) < ($3, $4)
@@ -318,7 +348,7 @@ pub async fn list_of_target(
     let rows = tx
         .query(
             "-- audit::list_of_target
-             SELECT id, at, actor_kind, actor_id, action, target_kind, target_id, result,
+             SELECT id, at, actor_kind, actor_id, actor_user_id, action, target_kind, target_id, result,
                     request_id, detail
                FROM audit_events
               WHERE target_id = $7 AND at >= $1 AND at < $2 AND (at, id) < ($3, $4)
@@ -356,6 +386,7 @@ fn recorded(row: &Row) -> Result<Recorded, DbError> {
         at: column(row, "at")?,
         actor_kind: column(row, "actor_kind")?,
         actor_id: column(row, "actor_id")?,
+        actor_user_id: column::<Option<Uuid>>(row, "actor_user_id")?.map(UserId::from),
         action: column(row, "action")?,
         target_kind: column(row, "target_kind")?,
         target_id: column(row, "target_id")?,

@@ -287,7 +287,7 @@ enum Tls {
 }
 
 /// The parser's own words may repeat what it read.
-fn read_credentials(text: &str) -> Result<Config, &'static str> {
+pub(super) fn read_credentials(text: &str) -> Result<Config, &'static str> {
     const WANTED: &str =
         "must hold JSON with host, port, dbname, sslmode, username and password of the database";
     let read: Credentials = serde_json::from_str(text).map_err(|_| WANTED)?;

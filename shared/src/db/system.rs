@@ -1,6 +1,6 @@
 //! Calls of the system functions: the only questions that look across tenants.
 //!
-//! Each answers with ids (and a key's hash), never with a tenant's content; what is found is then
+//! Each answers with ids (and a role), never with a tenant's content; what is found is then
 //! read or changed in the tenant's own transaction.
 
 use chrono::{DateTime, Utc};
@@ -10,48 +10,140 @@ use uuid::Uuid;
 
 use super::{Db, DbError, Param, column};
 use crate::{
+    api_key::Role,
     ids::{ApiKeyId, DeliveryId, PromptId, RunId, TenantId, UserId},
     message::WakeUp,
 };
 
-/// An API key's row, found by the id in the key's text. Its hash is still to be compared.
-#[derive(Debug)]
-pub struct FoundKey {
-    /// The tenant that the key acts for.
+/// A user of a tenant, and what they may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// The tenant.
     pub tenant_id: TenantId,
-    /// The user that the key acts for.
+    /// The user.
     pub user_id: UserId,
-    /// SHA-256 of the whole key.
-    pub key_hash: Vec<u8>,
-    /// What the key may do: `owner`, `editor` or `viewer`.
-    pub role: String,
-    /// `revoked`, `expired` or `tenant_suspended`.
-    pub refused: Option<String>,
+    /// The role: of a key, never more than its user's.
+    pub role: Role,
 }
 
-/// The key with this id, whoever's it is; notes its use, to the minute.
+/// Why a caller who is known is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// The key was revoked, or its user removed.
+    Revoked,
+    /// The key has expired.
+    Expired,
+    /// The tenant is suspended.
+    TenantSuspended,
+    /// The caller, or the tenant, has made too many requests.
+    RateLimited {
+        /// Until the next may be made.
+        retry_after_ms: i32,
+    },
+}
+
+/// Who makes a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Identified {
+    /// Nobody who is known here.
+    Nobody,
+    /// A key's id was sent with wrong secrets, again and again.
+    TooManyAttempts {
+        /// Until the next may be made.
+        retry_after_ms: i32,
+    },
+    /// A user of these tenants, who named none of them.
+    OfSeveral(Vec<TenantId>),
+    /// A user, or a key of theirs, who may not go on.
+    Refused(Member, Refused),
+    /// A user, or a key of theirs.
+    Is(Member),
+}
+
+/// Who holds the key with this id and hash; counts the request, or the wrong secret, and notes the
+/// key's use, to the minute.
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn find_api_key(db: &Db, id: ApiKeyId) -> Result<Option<FoundKey>, DbError> {
+pub async fn identify_key(db: &Db, id: ApiKeyId, hash: &[u8; 32]) -> Result<Identified, DbError> {
+    let salt = rand::random::<[u8; 16]>();
     let rows = query(
         &db.system().await?,
-        "-- system::find_api_key
-         SELECT tenant_id, user_id, key_hash, role, refused FROM system_find_api_key($1)",
-        &[&id.uuid()],
+        "-- system::identify_key
+         SELECT tenant_id, user_id, role, refused, retry_after_ms
+           FROM system_identify_key($1, $2, $3)",
+        &[&id.uuid(), &hash.as_slice(), &salt.as_slice()],
     )
     .await?;
-    rows.first()
-        .map(|row| {
-            Ok(FoundKey {
-                tenant_id: TenantId::from(column::<Uuid>(row, "tenant_id")?),
-                user_id: UserId::from(column::<Uuid>(row, "user_id")?),
-                key_hash: column(row, "key_hash")?,
-                role: column(row, "role")?,
-                refused: column(row, "refused")?,
-            })
-        })
-        .transpose()
+    identified(&rows)
+}
+
+/// The user whom this issuer calls by this subject, in the tenant `wanted`, or in the only one that
+/// they belong to; counts the request.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn identify_user(
+    db: &Db,
+    issuer: &str,
+    subject: &str,
+    wanted: Option<TenantId>,
+) -> Result<Identified, DbError> {
+    let rows = query(
+        &db.system().await?,
+        "-- system::identify_user
+         SELECT tenant_id, user_id, role, refused, retry_after_ms
+           FROM system_identify_user($1, $2, $3)",
+        &[&issuer, &subject, &wanted.map(TenantId::uuid)],
+    )
+    .await?;
+    identified(&rows)
+}
+
+fn identified(rows: &[Row]) -> Result<Identified, DbError> {
+    let Some(row) = rows.first() else {
+        return Ok(Identified::Nobody);
+    };
+    let retry_after_ms =
+        || Ok::<_, DbError>(column::<Option<i32>>(row, "retry_after_ms")?.unwrap_or_default());
+    let refused = match column::<Option<String>>(row, "refused")?.as_deref() {
+        None => return Ok(Identified::Is(member(row)?)),
+        Some("too_many_attempts") => {
+            let retry_after_ms = retry_after_ms()?;
+            return Ok(Identified::TooManyAttempts { retry_after_ms });
+        }
+        Some("tenant_not_named") => {
+            let tenants = rows.iter().map(|row| Ok(member(row)?.tenant_id));
+            return Ok(Identified::OfSeveral(
+                tenants.collect::<Result<_, DbError>>()?,
+            ));
+        }
+        Some("revoked") => Refused::Revoked,
+        Some("expired") => Refused::Expired,
+        Some("tenant_suspended") => Refused::TenantSuspended,
+        Some("rate_limited") => Refused::RateLimited {
+            retry_after_ms: retry_after_ms()?,
+        },
+        Some(other) => {
+            return Err(DbError::Stored {
+                what: "refusal",
+                detail: format!("there is no reason {other}"),
+            });
+        }
+    };
+    Ok(Identified::Refused(member(row)?, refused))
+}
+
+fn member(row: &Row) -> Result<Member, DbError> {
+    let role: String = column(row, "role")?;
+    Ok(Member {
+        tenant_id: TenantId::from(column::<Uuid>(row, "tenant_id")?),
+        user_id: UserId::from(column::<Uuid>(row, "user_id")?),
+        role: Role::parse(&role).ok_or_else(|| DbError::Stored {
+            what: "role",
+            detail: format!("there is no role {role}"),
+        })?,
+    })
 }
 
 /// Prompts whose next slot has come: tenants take turns, oldest first.

@@ -59,6 +59,10 @@ pub struct Changes {
     pub concurrent_runs_max: Option<i32>,
     /// The shortest distance between two slots, in minutes.
     pub interval_minutes_min: Option<i32>,
+    /// API requests a minute of all callers together.
+    pub requests_per_minute_max: Option<i32>,
+    /// API requests a minute of each caller.
+    pub caller_requests_per_minute_max: Option<i32>,
     /// Days until a succeeded run is deleted.
     pub retention_succeeded_days: Option<i32>,
     /// Days until a failed run is deleted.
@@ -84,6 +88,8 @@ pub async fn update(tx: &TenantTx, changes: &Changes) -> Result<bool, DbError> {
                     retention_succeeded_days = coalesce($7, retention_succeeded_days),
                     retention_failed_days = coalesce($8, retention_failed_days),
                     retention_other_days = coalesce($9, retention_other_days),
+                    requests_per_minute_max = coalesce($10, requests_per_minute_max),
+                    caller_requests_per_minute_max = coalesce($11, caller_requests_per_minute_max),
                     updated_at = now()
               WHERE id = $1",
             &[
@@ -96,6 +102,8 @@ pub async fn update(tx: &TenantTx, changes: &Changes) -> Result<bool, DbError> {
                 &changes.retention_succeeded_days,
                 &changes.retention_failed_days,
                 &changes.retention_other_days,
+                &changes.requests_per_minute_max,
+                &changes.caller_requests_per_minute_max,
             ],
         )
         .await?;
@@ -193,6 +201,10 @@ pub struct Tenant {
     pub concurrent_runs_max: i32,
     /// The shortest distance between two slots, in minutes.
     pub interval_minutes_min: i32,
+    /// API requests a minute of all callers together.
+    pub requests_per_minute_max: i32,
+    /// API requests a minute of each caller.
+    pub caller_requests_per_minute_max: i32,
     /// Days until a succeeded run is deleted.
     pub retention_succeeded_days: i32,
     /// Days until a failed run is deleted.
@@ -232,7 +244,8 @@ pub async fn get(tx: &TenantTx) -> Result<Option<Tenant>, DbError> {
         .query_opt(
             "-- tenants::get
              SELECT t.name, t.status, t.default_timezone, t.active_prompts_max,
-                    t.concurrent_runs_max, t.interval_minutes_min, t.retention_succeeded_days,
+                    t.concurrent_runs_max, t.interval_minutes_min, t.requests_per_minute_max,
+                    t.caller_requests_per_minute_max, t.retention_succeeded_days,
                     t.retention_failed_days, t.retention_other_days, t.created_at, t.updated_at,
                     month.period,
                     coalesce(u.runs, 0) AS runs,
@@ -264,6 +277,8 @@ pub async fn get(tx: &TenantTx) -> Result<Option<Tenant>, DbError> {
             active_prompts_max: column(&row, "active_prompts_max")?,
             concurrent_runs_max: column(&row, "concurrent_runs_max")?,
             interval_minutes_min: column(&row, "interval_minutes_min")?,
+            requests_per_minute_max: column(&row, "requests_per_minute_max")?,
+            caller_requests_per_minute_max: column(&row, "caller_requests_per_minute_max")?,
             retention_succeeded_days: column(&row, "retention_succeeded_days")?,
             retention_failed_days: column(&row, "retention_failed_days")?,
             retention_other_days: column(&row, "retention_other_days")?,
@@ -291,7 +306,7 @@ pub async fn first_owner(tx: &TenantTx) -> Result<Option<UserId>, DbError> {
     let row = tx
         .query_opt(
             "-- tenants::first_owner
-             SELECT id FROM users WHERE role = 'owner' ORDER BY id LIMIT 1",
+             SELECT id FROM users WHERE role = 'owner' AND removed_at IS NULL ORDER BY id LIMIT 1",
             &[],
         )
         .await?;

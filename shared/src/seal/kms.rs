@@ -73,7 +73,8 @@ impl Kms {
         tenant_id: TenantId,
         purpose: Purpose,
     ) -> Result<Arc<DataKey>, SealError> {
-        let make = async { self.make(tenant_id, purpose).await.map(Arc::new) };
+        // Boxed: the client's futures are large, and most times nothing is called.
+        let make = async { Box::pin(self.make(tenant_id, purpose)).await.map(Arc::new) };
         let name = (tenant_id, purpose);
         self.sealing.get(name, Instant::now(), make).await
     }
@@ -107,7 +108,7 @@ impl Kms {
         wrapped: &[u8],
     ) -> Result<Arc<DataKey>, OpenError> {
         let open = async {
-            let key = self.unwrap(tenant_id, purpose, wrapped).await?;
+            let key = Box::pin(self.unwrap(tenant_id, purpose, wrapped)).await?;
             let wrapped = wrapped.to_vec();
             Ok(Arc::new(DataKey { key, wrapped }))
         };

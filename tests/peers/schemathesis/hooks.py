@@ -42,6 +42,9 @@ BEYOND_SCHEMAS = [
     # Models: a price list, and what each of them takes.
     "model: unknown_model",
     "*: unsupported_setting",
+    # Users: whether the installation has an issuer of tokens.
+    "issuer: missing",
+    "issuer: other_issuer",
     # Stricter than the format that stands in the document.
     "*email: invalid_email",
     "to: invalid_email",

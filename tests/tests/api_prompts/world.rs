@@ -74,6 +74,7 @@ impl World {
             outbound: Policy::PUBLIC,
             allow_echo: true,
             platform_key: None,
+            tokens: None,
             environment: Environment::Local,
         });
         let (admin, connection) = tokio_postgres::connect(&tests::database_url(database), NoTls)

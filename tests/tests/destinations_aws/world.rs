@@ -81,6 +81,7 @@ impl World {
             outbound: Policy::PUBLIC,
             allow_echo: true,
             platform_key: None,
+            tokens: None,
             environment: Environment::Dev,
         });
         let base_url = model().await;

@@ -123,6 +123,7 @@ async fn a_silent_queue_keeps_no_caller_from_its_answer_and_loses_no_run() {
         outbound: Policy::PUBLIC,
         allow_echo: true,
         platform_key: None,
+        tokens: None,
         environment: Environment::Dev,
     });
     let (_, key) = bootstrap_tenant(&app, "acme", "owner@example.com")

@@ -80,6 +80,7 @@ impl Sim {
             outbound: Policy::PUBLIC,
             allow_echo: true,
             platform_key: None,
+            tokens: None,
             environment: Environment::Local,
         });
         let router = management::router(app.clone());

@@ -73,6 +73,7 @@ impl World {
             outbound: Policy::PUBLIC,
             allow_echo: true,
             platform_key: None,
+            tokens: None,
             environment: Environment::Dev,
         });
         Self {

@@ -75,11 +75,13 @@ impl World {
             db: stage.db.clone(),
             queue: Queue::local(16).0,
             scheduler: Scheduler::Local,
+            outputs: management::outputs::Outputs::Folder,
             sealer: sealer(),
             catalog: Catalog::shipped(),
             outbound: Policy::PUBLIC,
             allow_echo: true,
             platform_key: None,
+            tokens: None,
             environment: Environment::Local,
         });
         Self {

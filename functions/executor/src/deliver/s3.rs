@@ -71,7 +71,7 @@ impl S3 {
     }
 
     pub(super) async fn put(&self, key: &str, body: Bytes) -> Result<Sent, DeliveryError> {
-        within(self.put_once(key, body)).await?;
+        within(Box::pin(self.put_once(key, body))).await?;
         Ok(Sent {
             location: Some(format!("s3://{}/{key}", self.bucket)),
             ..Sent::default()
@@ -79,7 +79,7 @@ impl S3 {
     }
 
     pub(super) async fn get(&self, key: &str) -> Result<Bytes, DeliveryError> {
-        within(self.read(key)).await
+        within(Box::pin(self.read(key))).await
     }
 
     async fn put_once(&self, key: &str, body: Bytes) -> Result<(), DeliveryError> {

@@ -90,7 +90,7 @@ impl Ses {
             .configuration_set_name(&self.configuration_set)
             .set_tags(Some(message_tags))
             .send();
-        let failure = match timeout(TIMEOUT, call).await {
+        let failure = match timeout(TIMEOUT, Box::pin(call)).await {
             Ok(Ok(answer)) => {
                 return Ok(Sent {
                     status: Some(200),
@@ -199,7 +199,7 @@ mod tests {
             delivery_id: DeliveryId::new(),
         };
         let to = [EmailAddress::parse("a@example.com").unwrap()];
-        let mut sent = async |bytes| ses.send(&tags, &to, Bytes::from(vec![b'x'; bytes])).await;
+        let sent = async |bytes| ses.send(&tags, &to, Bytes::from(vec![b'x'; bytes])).await;
         let error = sent(MESSAGE_BYTES_MAX + 1).await.unwrap_err();
         assert_eq!(
             (error.code(), error.disposition()),

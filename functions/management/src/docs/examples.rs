@@ -64,6 +64,13 @@ pub(super) fn of(schema: &str) -> Option<Value> {
             "retention": { "succeeded_days": 30 },
         }),
         "NewTenant" => json!({ "tenant": tenant(), "api_key": new_api_key() }),
+        "UserBody" => json!({
+            "email": "ada@example.com",
+            "role": "editor",
+            "identity": { "subject": "6a2f6c1e-8d3b-4f0e-9d7c-2b1f5a90c4d8" },
+        }),
+        "UserPatch" => json!({ "role": "viewer" }),
+        "User" => user(),
         "ApiKeyBody" => json!({ "name": "Nightly import", "role": "editor" }),
         "ProviderKeyBody" => json!({ "key": "sk-proj-0123456789abcdef" }),
         "ProviderKey" => json!({
@@ -111,13 +118,18 @@ pub(super) fn problem(path: &str, status: &str) -> Option<Value> {
         ),
         "403" => (
             "role_too_low",
-            "this needs the role editor, the key has viewer; use a key of a higher role",
+            "this needs the role editor, yours is viewer; use a key of a higher role, or ask an owner",
             None,
         ),
         "404" => ("not_found", "there is no such object; check its id", None),
         "409" if path == "/v1/api-keys/{id}" => (
             "last_owner_key",
-            "this is the tenant's last owner key; make another one first",
+            "without this key no owner could come in; make another one first",
+            None,
+        ),
+        "409" if path == "/v1/users/{id}" => (
+            "last_owner",
+            "without this user no owner could come in; give another one a key or an identity first",
             None,
         ),
         "409" if path == "/v1/prompts/{id}" => (
@@ -154,6 +166,11 @@ pub(super) fn problem(path: &str, status: &str) -> Option<Value> {
                 "detail": "there is no such query parameter",
                 "hint": "send none",
             }])),
+        ),
+        "429" => (
+            "rate_limited",
+            "the caller, or the tenant, has made too many requests; wait for the time in Retry-After",
+            None,
         ),
         "500" => (
             "internal",
@@ -485,6 +502,8 @@ fn tenant() -> Value {
             "active_prompts_max": 200,
             "concurrent_runs_max": 20,
             "interval_minutes_min": 1,
+            "requests_per_minute_max": 3000,
+            "caller_requests_per_minute_max": 1500,
         },
         "retention": { "succeeded_days": 7, "failed_days": 30, "other_days": 90 },
         "usage": {
@@ -511,6 +530,21 @@ fn tenant_summary() -> Value {
         "name": "Northwind",
         "status": "active",
         "created_at": "2026-03-09T16:00:00Z",
+    })
+}
+
+fn user() -> Value {
+    json!({
+        "id": "019d1290-02b4-7e11-b2a7-90c1d5e3f806",
+        "email": "ada@example.com",
+        "role": "editor",
+        "identity": {
+            "issuer": "https://login.example.com",
+            "subject": "6a2f6c1e-8d3b-4f0e-9d7c-2b1f5a90c4d8",
+        },
+        "version": 1,
+        "created_at": "2026-03-09T16:00:00Z",
+        "updated_at": "2026-03-09T16:00:00Z",
     })
 }
 
@@ -547,6 +581,7 @@ fn audit_event() -> Value {
         "at": "2026-03-11T08:05:00Z",
         "actor_kind": "api_key",
         "actor_id": "019d1291-6b30-7409-bd27-c5f81e93a06d",
+        "actor_user_id": "019d1290-02b4-7e11-b2a7-90c1d5e3f806",
         "action": "prompt.updated",
         "target_kind": "prompt",
         "target_id": "019d1298-1a00-7c3f-8a64-6f0b2f1d9c55",

@@ -390,6 +390,12 @@ struct LimitsBody {
     /// The shortest distance between two slots of a prompt, in minutes.
     #[schema(minimum = 1, maximum = 525_600)]
     interval_minutes_min: Option<i32>,
+    /// Requests a minute of all callers together; more are answered 429.
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    requests_per_minute_max: Option<i32>,
+    /// Requests a minute of each key, and of each user with a token.
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    caller_requests_per_minute_max: Option<i32>,
 }
 
 /// Days until ended runs are deleted; those not given stay as they are.
@@ -452,7 +458,13 @@ fn read_changes(fields: &mut Fields<'_>) -> Changes {
         let prompts = fields.optional("active_prompts_max").integer(0..=1_000_000);
         let runs = fields.optional("concurrent_runs_max").integer(1..=10_000);
         let minutes = fields.optional("interval_minutes_min").integer(1..=525_600);
-        fields.finish(Some((prompts, runs, minutes)))
+        let all = fields
+            .optional("requests_per_minute_max")
+            .integer(1..=1_000_000);
+        let each = fields
+            .optional("caller_requests_per_minute_max")
+            .integer(1..=1_000_000);
+        fields.finish(Some((prompts, runs, minutes, all, each)))
     });
     let retention = fields.optional("retention").parse(|value| {
         let mut fields = Fields::new(value);
@@ -461,8 +473,13 @@ fn read_changes(fields: &mut Fields<'_>) -> Changes {
         let other = days(fields.optional("other_days"));
         fields.finish(Some((succeeded, failed, other)))
     });
-    let (active_prompts_max, concurrent_runs_max, interval_minutes_min) =
-        limits.unwrap_or_default();
+    let (
+        active_prompts_max,
+        concurrent_runs_max,
+        interval_minutes_min,
+        requests_per_minute_max,
+        caller_requests_per_minute_max,
+    ) = limits.unwrap_or_default();
     let (retention_succeeded_days, retention_failed_days, retention_other_days) =
         retention.unwrap_or_default();
     Changes {
@@ -471,6 +488,8 @@ fn read_changes(fields: &mut Fields<'_>) -> Changes {
         active_prompts_max,
         concurrent_runs_max,
         interval_minutes_min,
+        requests_per_minute_max,
+        caller_requests_per_minute_max,
         retention_succeeded_days,
         retention_failed_days,
         retention_other_days,

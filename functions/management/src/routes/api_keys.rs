@@ -1,4 +1,5 @@
-//! The tenant's API keys. Only an owner sees or makes them, so none exceeds its maker.
+//! The tenant's API keys. Only an owner sees or makes them, so none exceeds its maker; and none may do
+//! more than the user that it acts for.
 
 use axum::{Json, extract::State, http::StatusCode, response::Response};
 use chrono::{DateTime, Utc};
@@ -37,7 +38,7 @@ pub(super) fn router() -> OpenApiRouter<App> {
 
 /// Create a key
 ///
-/// Its text is in this answer and nowhere else. Needs an owner's key.
+/// Its text is in this answer and nowhere else. Needs an owner.
 #[utoipa::path(
     post, path = "/v1/api-keys", tag = "tenant", request_body = KeyBody,
     responses((status = 201, description = "The key, with its text", body = NewKeyView, headers(
@@ -68,7 +69,7 @@ async fn create_key(
 
 /// List keys
 ///
-/// Newest first, revoked ones included, without their text. Needs an owner's key.
+/// Newest first, revoked ones included, without their text. Needs an owner.
 #[utoipa::path(
     get, path = "/v1/api-keys", tag = "tenant",
     params(
@@ -104,14 +105,14 @@ async fn list_keys(
 
 /// Revoke a key
 ///
-/// At once. One that was revoked stays as it is; the last owner's key cannot be revoked. Needs an
-/// owner's key.
+/// At once. One that was revoked stays as it is; one without which no owner could come in cannot be
+/// revoked. Needs an owner.
 #[utoipa::path(
     delete, path = "/v1/api-keys/{id}", tag = "tenant",
     params(("id" = ApiKeyId, Path, description = "The key's row")),
     responses(
         (status = 204, description = "The key is refused from now on"),
-        (status = 409, description = "`last_owner_key`: no other key could do what an owner's can",
+        (status = 409, description = "`last_owner_key`: no owner could come in without it",
          body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -135,7 +136,7 @@ async fn revoke_key(
                 Revoke::NoSuchKey => Err(ApiError::not_found()),
                 Revoke::LastOwnerKey => Err(ApiError::conflict(
                     "last_owner_key",
-                    "this is the tenant's last owner key; make another one first",
+                    "without this key no owner could come in; make another one first",
                 )),
             },
         )

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use shared::{
     db::audit::{self, Action, Filter, Recorded},
-    ids::AuditEventId,
+    ids::{AuditEventId, UserId},
 };
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -71,12 +71,15 @@ struct AuditEventView {
     id: AuditEventId,
     /// When it was done.
     at: DateTime<Utc>,
-    /// `api_key`, `platform` (the operator) or `system` (Carillon itself).
+    /// `api_key`, `user` (with a token), `platform` (the operator) or `system` (Carillon itself).
     #[schema(example = "api_key")]
     actor_kind: String,
-    /// The API key, where one acted.
+    /// The API key or the user, where one acted.
     #[schema(required)]
     actor_id: Option<Uuid>,
+    /// The user who acted, with a key or with a token.
+    #[schema(required)]
+    actor_user_id: Option<UserId>,
     /// What was done: one of the words that the parameter `action` takes.
     #[schema(example = "prompt.created")]
     action: String,
@@ -104,6 +107,7 @@ impl From<Recorded> for AuditEventView {
             at: event.at,
             actor_kind: event.actor_kind,
             actor_id: event.actor_id,
+            actor_user_id: event.actor_user_id,
             action: event.action,
             target_kind: event.target_kind,
             target_id: event.target_id,

@@ -12,6 +12,7 @@ mod provider_keys;
 mod runs;
 mod suppressed_addresses;
 mod tenant;
+mod users;
 mod webhook_secret;
 
 use std::{any::Any, time::Duration};
@@ -65,6 +66,7 @@ pub(crate) fn documented() -> OpenApiRouter<App> {
         .merge(suppressed_addresses::router())
         .merge(tenant::router())
         .merge(api_keys::router())
+        .merge(users::router())
         .merge(webhook_secret::router())
         .merge(provider_keys::router())
         .merge(audit::router())

@@ -73,6 +73,10 @@ struct Limits {
     concurrent_runs_max: i32,
     /// The shortest distance between two slots of a prompt, in minutes.
     interval_minutes_min: i32,
+    /// Requests a minute of all callers together; more are answered 429.
+    requests_per_minute_max: i32,
+    /// Requests a minute of each key, and of each user with a token.
+    caller_requests_per_minute_max: i32,
 }
 
 /// Days until an ended run is deleted.
@@ -135,6 +139,8 @@ impl TenantView {
                 active_prompts_max: tenant.active_prompts_max,
                 concurrent_runs_max: tenant.concurrent_runs_max,
                 interval_minutes_min: tenant.interval_minutes_min,
+                requests_per_minute_max: tenant.requests_per_minute_max,
+                caller_requests_per_minute_max: tenant.caller_requests_per_minute_max,
             },
             retention: Retention {
                 succeeded_days: tenant.retention_succeeded_days,
