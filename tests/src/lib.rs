@@ -3,8 +3,11 @@
 //! Nothing here starts anything. The binary `testbed` does, and says by environment variables what
 //! runs where.
 
+pub mod bootstrap;
+pub mod model;
 pub mod peers;
 pub mod rehearsal;
+pub mod runtime_api;
 pub mod scripted;
 pub mod stage;
 pub mod tap;

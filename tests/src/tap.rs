@@ -2,7 +2,8 @@
 //!
 //! A round trip is counted by cause, not by time: a request is one deeper than the deepest answer
 //! that its sender had when it sent it. Answers are held back for a moment, so that requests sent
-//! together are seen together. The tap changes nothing that passes; it may ask a question of its
+//! together are seen together. Turns are counted beside them: how often a connection's client sent
+//! something after an answer, whatever it waited for. The tap changes nothing that passes; it may ask a question of its
 //! own on a connection that is idle, and keeps the answer to itself.
 
 use std::collections::VecDeque;
@@ -53,6 +54,8 @@ struct Seen {
     depth_sent: usize,
     /// Of any answer that reached the client.
     depth_answered: usize,
+    /// Of all connections.
+    turns: usize,
     prepared: Vec<Prepared>,
     questions: Vec<mpsc::Sender<Question>>,
 }
@@ -92,6 +95,13 @@ impl Tap {
     #[must_use]
     pub fn round_trips(&self) -> usize {
         self.seen().depth_sent
+    }
+
+    /// Turns of all connections since the tap was opened: for each, how often its client sent
+    /// something after it had an answer. Two connections side by side count twice.
+    #[must_use]
+    pub fn turns(&self) -> usize {
+        self.seen().turns
     }
 
     /// Every statement that was prepared, in order.
@@ -155,6 +165,7 @@ async fn accept(listener: TcpListener, delay: Duration, seen: Arc<Mutex<Seen>>) 
             delay,
             seen: Arc::clone(&seen),
             started: false,
+            is_answered: true,
             depths: VecDeque::new(),
             held: VecDeque::new(),
             asked: None,
@@ -190,6 +201,8 @@ struct Line {
     seen: Arc<Mutex<Seen>>,
     /// The first message of a client has no type.
     started: bool,
+    /// The client has had an answer since it last sent something.
+    is_answered: bool,
     /// Of the requests without an answer, oldest first.
     depths: VecDeque<usize>,
     /// Answers on their way, and when each may go on.
@@ -249,6 +262,8 @@ impl Line {
 
     fn note_request(&mut self, message: &[u8]) {
         let mut seen = lock(&self.seen);
+        seen.turns += usize::from(self.is_answered);
+        self.is_answered = false;
         let asks = match message.first() {
             _ if !self.started => true,
             Some(b'Q' | b'S') => true,
@@ -293,6 +308,7 @@ impl Line {
     }
 
     fn note_answer(&mut self, message: &[u8]) {
+        self.is_answered = true;
         if message.first() == Some(&b'Z')
             && let Some(depth) = self.depths.pop_front()
         {

@@ -10,7 +10,7 @@ use rust_decimal::Decimal;
 use serde_json::{Value, json};
 use shared::db::{
     Db, DbError, TenantTx,
-    deliveries::{self, DeliveryClaim, LockedDelivery, RunEnd, Settled},
+    deliveries::{self, DeliveryClaim, LockedDelivery, Settled},
     runs::{
         self, AfterFailure, Answer, Claim, DuePrompt, DueSlots, Failure, FailureWriting, Intent,
         LockedRun, NewDelivery, NextStep, Recorded, Tokens, Writing,
@@ -76,14 +76,49 @@ pub async fn fire(
     prompt: PromptId,
     lease_ms: i64,
 ) -> Result<Option<Claim>, DbError> {
+    if let Some(glance) = runs::glance(db, tenant, prompt).await? {
+        let write =
+            async |writing: &Writing<'_>| runs::write_glanced(db, tenant, &glance, writing).await;
+        match written(&glance.due, lease_ms, write).await {
+            Err(DbError::StaleLook) => {}
+            claim => return claim,
+        }
+    }
+    fire_locked(db, tenant, prompt, lease_ms).await
+}
+
+/// The same under the prompt's lock, as the executor does where the first look was overtaken.
+///
+/// # Errors
+/// When the database does not answer.
+///
+/// # Panics
+/// When its stored spec cannot be read.
+pub async fn fire_locked(
+    db: &Db,
+    tenant: TenantId,
+    prompt: PromptId,
+    lease_ms: i64,
+) -> Result<Option<Claim>, DbError> {
     let tx = db.tenant(tenant).await?;
     let Some(due) = runs::lock_due(&tx, prompt).await? else {
         tx.commit().await?;
         return Ok(None);
     };
+    written(&due, lease_ms, async |writing: &Writing<'_>| {
+        runs::write_plan(tx, &due, writing).await
+    })
+    .await
+}
+
+async fn written(
+    due: &DuePrompt,
+    lease_ms: i64,
+    write: impl AsyncFnOnce(&Writing<'_>) -> Result<Option<Claim>, DbError>,
+) -> Result<Option<Claim>, DbError> {
     let spec = read(&due.slots.spec);
-    let plan = plan(&due);
-    let begins = plan.begins(policy(&due, &spec), &due.open);
+    let plan = plan(due);
+    let begins = plan.begins(policy(due, &spec), &due.open);
     let behind = plan.next.filter(|_| due.next_is_last);
     let intent = intent(lease_ms);
     let writing = Writing {
@@ -93,7 +128,7 @@ pub async fn fire(
         intent: begins.filter(|_| due.has_capacity).map(|_| &intent),
         dropped: behind.and_then(|first| slots::dropped(first, due.now, next_slot(&spec))),
     };
-    runs::write_plan(tx, &due, &writing).await
+    write(&writing).await
 }
 
 fn dropped(due: Option<&DueSlots>, now: DateTime<Utc>) -> Option<Dropped> {
@@ -248,13 +283,11 @@ pub async fn succeed(
     } else {
         RunStatus::Succeeded
     };
-    let tx = db.tenant(claim.tenant_id).await?;
-    let recorded = runs::record_output(&tx, claim, &answer, status).await?;
     let rows: Vec<NewDelivery> = (0..destinations)
         .map(|position| new_delivery(position, "https://hooks.example/1"))
         .collect();
     let borrowed: Vec<&NewDelivery> = rows.iter().collect();
-    runs::finish_output(tx, claim, &recorded, &answer, status, &borrowed, LONG_MS).await?;
+    runs::record_output(db, claim, &answer, status, &borrowed, LONG_MS).await?;
     Ok(rows.iter().map(|row| held(claim, row)).collect())
 }
 
@@ -286,6 +319,17 @@ pub fn settled(status: DeliveryStatus) -> Settled {
     }
 }
 
+/// How a settled delivery and its run stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stand {
+    /// The delivery.
+    pub delivery: DeliveryStatus,
+    /// The run's new final status, if this ended it.
+    pub status: Option<RunStatus>,
+    /// That pauses its prompt.
+    pub pauses: bool,
+}
+
 /// Settles a delivery, and with the last one its run.
 ///
 /// # Errors
@@ -294,7 +338,7 @@ pub async fn settle(
     db: &Db,
     claim: &DeliveryClaim,
     status: DeliveryStatus,
-) -> Result<RunEnd, DbError> {
+) -> Result<Stand, DbError> {
     settle_as(db, claim, &settled(status)).await
 }
 
@@ -306,12 +350,28 @@ pub async fn settle_as(
     db: &Db,
     claim: &DeliveryClaim,
     settled: &Settled,
-) -> Result<RunEnd, DbError> {
+) -> Result<Stand, DbError> {
+    if settled.status == DeliveryStatus::Delivered {
+        match deliveries::settle_delivered(db, claim, settled).await {
+            Err(DbError::StaleLook) => {}
+            ended => {
+                return Ok(Stand {
+                    delivery: settled.status,
+                    status: ended?.then_some(RunStatus::Succeeded),
+                    pauses: false,
+                });
+            }
+        }
+    }
     let tx = db.tenant(claim.tenant_id).await?;
     let end = deliveries::settle(&tx, claim, settled).await?;
     let due = dropped(end.due_at_pause.as_ref(), end.now).filter(|_| end.pauses);
     deliveries::finish(tx, claim, settled, &end, &[], LONG_MS, due).await?;
-    Ok(end)
+    Ok(Stand {
+        delivery: end.delivery,
+        status: end.status,
+        pauses: end.pauses,
+    })
 }
 
 /// Claims a delivery that is due.

@@ -139,6 +139,14 @@ impl World {
             .unwrap()
     }
 
+    /// The same as B sees it without a lock.
+    pub async fn glance_of_b(&self) -> runs::Glance {
+        runs::glance(self.db(), self.b.tenant.id, self.b.due)
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
     /// The waiting run of B as B locks it.
     pub async fn run_of_b(&self) -> LockedRun {
         self.of_b(async |tx| runs::lock(tx, self.b.queued).await)

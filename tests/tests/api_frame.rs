@@ -1471,7 +1471,7 @@ async fn every_operation_is_documented_with_its_refusals() {
         ),
         (
             "put /v1/provider-keys/{provider}",
-            "200 201 400 401 403 404 412 413 415 422 500 503",
+            "200 201 400 401 403 404 412 413 415 422 429 500 503",
         ),
         (
             "patch /v1/admin/tenants/{id}",

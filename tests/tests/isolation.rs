@@ -16,7 +16,7 @@ use shared::db::{
     auth::{self, Removed, Revoke},
     backfills::{self, Cancelled},
     calendars,
-    deliveries::{self, Redeliver},
+    deliveries::{self, DeliveryClaim, Redeliver},
     events::{self, Outcome},
     health,
     history::{self, RunFilter, RunPage},
@@ -26,7 +26,7 @@ use shared::db::{
     preview,
     prompts::{self, NewPrompt, NewSpec, NewStatus, Order, PromptStatus, Sort},
     provider_keys, retention,
-    runs::{self, AfterFailure, Changed, Enqueue, FailureWriting, Writing},
+    runs::{self, AfterFailure, Changed, Claim, Enqueue, FailureWriting, Writing},
     suppression::{self, Feedback, Noted, Reason},
     sync::{self, Claimed, Settled},
     system::{self, EntryOwner, Identified},
@@ -168,7 +168,8 @@ async fn case(function: &str, world: &World) {
             "enqueue" | "cancel" | "cancel_queued" | "retry" => {
                 run_request_case(name, world).await;
             }
-            "lock_due" | "write_plan" | "lock" | "claim" | "defer" | "skip" | "take_over" => {
+            "lock_due" | "write_plan" | "glance" | "write_glanced" | "lock" | "claim" | "defer"
+            | "skip" | "take_over" => {
                 run_claim_case(name, world).await;
             }
             _ => run_record_case(name, world).await,
@@ -544,6 +545,13 @@ async fn delivery_case(name: &str, world: &World) {
                 .await
                 .unwrap_err();
         }
+        "settle_delivered" => {
+            let claim = DeliveryClaim {
+                tenant_id: world.a.tenant.id,
+                ..b.sending
+            };
+            stale(deliveries::settle_delivered(world.db(), &claim, &all_well).await);
+        }
         "redeliver" => {
             let tx = world.a().await;
             let answer = deliveries::redeliver(&tx, b.exhausted).await.unwrap();
@@ -819,6 +827,25 @@ async fn run_claim_case(name: &str, world: &World) {
                 .await
                 .unwrap_err();
         }
+        "glance" => {
+            let found = runs::glance(world.db(), world.a.tenant.id, b.due).await;
+            assert!(found.unwrap().is_none());
+        }
+        "write_glanced" => {
+            let glance = world.glance_of_b().await;
+            let (plan, intent) = (plan(&glance.due), intent(LONG_MS));
+            assert!(!plan.rows.is_empty());
+            let writing = Writing {
+                plan: &plan,
+                attempts_max: 1,
+                run_id: RunId::new(),
+                intent: Some(&intent),
+                dropped: None,
+            };
+            let a = world.a.tenant.id;
+            let written = runs::write_glanced(world.db(), a, &glance, &writing).await;
+            assert!(matches!(written, Err(DbError::StaleLook)), "{written:?}");
+        }
         "lock" => {
             let tx = world.a().await;
             assert!(runs::lock(&tx, b.queued).await.unwrap().is_none());
@@ -881,18 +908,14 @@ async fn run_record_case(name: &str, world: &World) {
     match name {
         "renew" => stale(runs::renew(tx, claim, LONG_MS).await),
         "record_output" => {
-            stale(runs::record_output(&tx, claim, &answer, RunStatus::Succeeded).await);
+            let claim = Claim {
+                tenant_id: world.a.tenant.id,
+                ..*claim
+            };
+            let status = RunStatus::Succeeded;
+            stale(runs::record_output(world.db(), &claim, &answer, status, &[], 1).await);
         }
         "record_failure" => stale(runs::record_failure(&tx, claim, &failed).await),
-        "finish_output" => {
-            let recorded = world
-                .of_b(async |b| runs::record_output(b, claim, &answer, RunStatus::Succeeded).await)
-                .await
-                .unwrap();
-            runs::finish_output(tx, claim, &recorded, &answer, RunStatus::Succeeded, &[], 1)
-                .await
-                .unwrap_err();
-        }
         "finish_failure" => {
             let recorded = world
                 .of_b(async |b| runs::record_failure(b, claim, &failed).await)
@@ -1309,13 +1332,10 @@ async fn next_borrower_is_clean(tap: &Tap, db: &Db, world: &World, after: &str) 
     let tx = tokio::time::timeout(Duration::from_secs(20), db.tenant(world.b.tenant.id)).await;
     let tx = tx.unwrap().unwrap();
     let connection = tap.connections() - 1;
-    assert_eq!(
-        state(tap, connection).await.as_deref(),
-        Some("/false"),
-        "{after}"
-    );
     let tenant = tenants::get(&tx).await.unwrap().unwrap();
     assert_eq!(tenant.name, "b", "{after}");
+    let own = format!("{}/true", world.b.tenant.id);
+    assert_eq!(state(tap, connection).await, Some(own), "{after}");
     tx.commit().await.unwrap();
     assert_eq!(
         state(tap, connection).await.as_deref(),

@@ -31,12 +31,12 @@ use shared::destination::EmailAddress;
 use shared::ids::{PromptId, TenantId};
 use shared::message::WakeUp;
 use shared::provider_key::KeyedProvider;
-use shared::run::RunStatus;
+use shared::run::{DeliveryStatus, RunStatus};
 use shared::secret::Secret;
 use shared::slots::Dropped;
 use tests::stage::{Stage, migrations_hash, spec};
 use tests::tap::Tap;
-use tests::worker::{LONG_MS, fail, failure, take_delivery};
+use tests::worker::{LONG_MS, fail, failure, settled, take_delivery};
 use tests::world::{
     CALENDAR, HASH, SUPPRESSED, World, a_provider_key, calendar_name, christmas, db_sources,
     due_prompt, identity, make_expirable, member,
@@ -149,6 +149,9 @@ async fn call_the_rest(world: &World) {
     change_runs(world).await;
     follow(world).await;
     let (stage, a) = (&world.stage, &world.a);
+    let all_well = settled(DeliveryStatus::Delivered);
+    let sent = deliveries::settle_delivered(&stage.db, &a.sending, &all_well);
+    assert!(!sent.await.unwrap(), "another delivery of the run is open");
     let tx = stage.tx(a.tenant.id).await.unwrap();
     deliveries::redeliver(&tx, a.exhausted).await.unwrap();
     tenants::update(&tx, &tenants::Changes::default())
@@ -679,11 +682,11 @@ fn values(title: &str) -> Option<String> {
         | ("backfills", "lock_prompt" | "prompt_exists" | "target")
         | ("preview", "past")
         | ("prompts", "get" | "get_to_change" | "lock")
-        | ("runs", "due" | "lock_due" | "lock_prompt" | "open_of_prompt" | "shared_row")
+        | ("runs", "due" | "lock_due" | "seen" | "lock_prompt" | "open_of_prompt" | "shared_row")
         | ("sync", "standing" | "synced")
         | ("wake_ups", "knows_prompt") => prompt,
         ("sync", "is_stale") => format!("{prompt}, 7"),
-        ("deliveries", "lock_prompt" | "outcome_of_run")
+        ("deliveries", "ends_well" | "lock_prompt" | "outcome_of_run")
         | (
             "history",
             "attempts" | "deliveries" | "run" | "run_exists" | "run_summary" | "waiting_deliveries",

@@ -302,6 +302,7 @@ mod tests {
                 ("CARILLON_ENV", environment),
                 ("CARILLON_HOME", ""),
                 ("CARILLON_BUCKET", "outputs"),
+                ("CARILLON_SEALING_KEY", ""),
                 ("CARILLON_KMS_KEY_ID", "key"),
                 ("CARILLON_SES_CONFIGURATION_SET", "mail"),
             ]);

@@ -3,15 +3,14 @@
 use std::pin::pin;
 
 use bytes::Bytes;
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use shared::{
     db::{
         DbError,
         deliveries::{self, DeliveryClaim, LockedDelivery, Settled},
         runs::{
-            AfterFailure, Answer, Claim, Failure, Kept, NewDelivery, Notice, Recorded,
-            SealedSecrets,
+            AfterFailure, Answer, Claim, Failure, KeptDelivery, NewDelivery, Notice, SealedSecrets,
         },
     },
     destination::{Destination, EmailAddress, Kind, OnUnknown},
@@ -38,12 +37,13 @@ use crate::{
 pub(crate) struct Prepared {
     pub(crate) row: NewDelivery,
     body: Option<Bytes>,
-    gone: bool,
+    /// The receiver answered 410 before.
+    pub(crate) is_gone: bool,
     suppressed: Vec<String>,
 }
 
 /// Leaves those that the database kept, which said whom of their recipients to leave out.
-pub(crate) fn keep(prepared: &mut Vec<Prepared>, kept: &[Kept]) {
+pub(crate) fn keep(prepared: &mut Vec<Prepared>, kept: &[KeptDelivery]) {
     prepared.retain_mut(|one| {
         let Some(kept) = kept.iter().find(|kept| kept.id == one.row.id) else {
             return false;
@@ -53,18 +53,18 @@ pub(crate) fn keep(prepared: &mut Vec<Prepared>, kept: &[Kept]) {
     });
 }
 
-/// Renders a run's output for each of its destinations. `stored_key` is where it lies already, if
+/// Renders a run's output, completed just now, for each of its destinations. `stored_key` is where it lies already, if
 /// it is too long for its row.
 pub(crate) fn prepare(
     executor: &Executor,
     claim: &Claim,
     job: &Job,
-    recorded: &Recorded,
+    completed_at: DateTime<Utc>,
     answer: &Answer<'_>,
     stored_key: Option<&str>,
 ) -> Vec<Prepared> {
     let slot_local = job.slot_local();
-    let facts = run_facts(claim, job, recorded, answer, slot_local.as_deref());
+    let facts = run_facts(claim, job, completed_at, answer, slot_local.as_deref());
     (0..)
         .zip(job.spec.destinations())
         .map(|(position, destination)| {
@@ -80,16 +80,14 @@ pub(crate) fn prepare(
                 Destination::Storage => Ok(render::storage(&facts).moved_to(stored_key)),
             };
             let destination_json = serde_json::to_value(destination).unwrap_or_default();
-            let mut prepared = prepared(
+            prepared(
                 id,
                 "output",
                 position,
                 destination.kind(),
                 destination_json,
                 rendered,
-            );
-            prepared.gone = recorded.gone_webhooks.contains(&prepared.row.target);
-            prepared
+            )
         })
         .collect()
 }
@@ -203,7 +201,7 @@ pub(crate) async fn send_all(
             },
             prompt_id: claim.prompt_id,
             kind: one.row.kind,
-            gone: one.gone,
+            gone: one.is_gone,
             suppressed: one.suppressed,
             holds: holds(&one.row.destination),
             body: one
@@ -409,6 +407,21 @@ async fn settle(
     claim: &DeliveryClaim,
     settled: Settled,
 ) -> Result<(), DbError> {
+    if settled.status == DeliveryStatus::Delivered {
+        match deliveries::settle_delivered(&executor.db, claim, &settled).await {
+            // The run ends otherwise than well, which takes more to write.
+            Err(DbError::StaleLook) => {}
+            Err(DbError::StaleLease) => {
+                info!(delivery.id = %claim.delivery_id, "delivery was taken over");
+                return Ok(());
+            }
+            ended => {
+                let status = ended?.then_some(RunStatus::Succeeded);
+                log(claim, &settled, settled.status, status);
+                return Ok(());
+            }
+        }
+    }
     let tx = executor.db.tenant(claim.tenant_id).await?;
     let end = match deliveries::settle(&tx, claim, &settled).await {
         Err(DbError::StaleLease) => {
@@ -423,7 +436,7 @@ async fn settle(
     let dropped = dropped_at_pause(end.pauses, end.due_at_pause.as_ref(), end.now);
     let kept = deliveries::finish(tx, claim, &settled, &end, &rows, lease_ms, dropped).await?;
     keep(&mut notices, &kept);
-    log(claim, &settled, &end);
+    log(claim, &settled, end.delivery, end.status);
     if end.delivery == DeliveryStatus::Retrying {
         let wake_up = WakeUp::Delivery {
             tenant_id: claim.tenant_id,
@@ -435,7 +448,7 @@ async fn settle(
     Box::pin(send_notices(executor, claim, &end, notices)).await
 }
 
-fn log(claim: &DeliveryClaim, settled: &Settled, end: &deliveries::RunEnd) {
+fn log(claim: &DeliveryClaim, settled: &Settled, delivery: DeliveryStatus, run: Option<RunStatus>) {
     if settled.status == DeliveryStatus::Delivered {
         info!(
             delivery.id = %claim.delivery_id, run.id = %claim.run_id, tenant.id = %claim.tenant_id,
@@ -444,11 +457,11 @@ fn log(claim: &DeliveryClaim, settled: &Settled, end: &deliveries::RunEnd) {
     } else {
         warn!(
             delivery.id = %claim.delivery_id, run.id = %claim.run_id, tenant.id = %claim.tenant_id,
-            delivery.status = %end.delivery, delivery.attempt = claim.attempt,
+            delivery.status = %delivery, delivery.attempt = claim.attempt,
             error.code = settled.error_code, "delivery attempt failed"
         );
     }
-    if let Some(status) = end.status {
+    if let Some(status) = run {
         info!(run.id = %claim.run_id, tenant.id = %claim.tenant_id, run.status = %status, "run ended");
     }
 }
@@ -501,6 +514,7 @@ fn run_claim(claim: &DeliveryClaim, end: &deliveries::RunEnd) -> Claim {
         tenant_id: claim.tenant_id,
         prompt_id: end.prompt_id,
         run_id: claim.run_id,
+        trigger: end.trigger,
         fence: 0,
         attempt: claim.attempt,
         attempts_max: claim.attempts_max,
@@ -579,7 +593,7 @@ fn prepared(
             attempts_max: DELIVERY_ATTEMPTS_MAX,
         },
         body,
-        gone: false,
+        is_gone: false,
         suppressed: Vec::new(),
     }
 }
@@ -587,7 +601,7 @@ fn prepared(
 fn run_facts<'a>(
     claim: &Claim,
     job: &'a Job,
-    recorded: &Recorded,
+    completed_at: DateTime<Utc>,
     answer: &'a Answer<'_>,
     slot_local: Option<&'a str>,
 ) -> RunFacts<'a> {
@@ -604,7 +618,7 @@ fn run_facts<'a>(
         model: answer.model,
         output: answer.output,
         output_truncated: answer.truncated,
-        completed_at: recorded.now,
+        completed_at,
         tokens: render::Tokens {
             input: tokens.map_or(0, |tokens| unsigned(tokens.input)),
             cached_input: tokens.map_or(0, |tokens| unsigned(tokens.cached)),

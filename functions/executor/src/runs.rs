@@ -5,14 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::Utc;
 use sha2::{Digest, Sha256};
 use shared::{
     backoff,
     db::{
         DbError, TenantTx, prompts,
         runs::{
-            self, AfterFailure, Answer, Claim, Failure, FailureWriting, Intent, LockedRun,
-            NextStep, SealedSecrets, Spent, Tokens, Writing,
+            self, AfterFailure, Answer, Claim, DuePrompt, Failure, FailureWriting, Glance, Intent,
+            Kept, LockedRun, NextStep, Spent, Tokens, Writing,
         },
         sync,
     },
@@ -101,6 +102,52 @@ async fn look(
     fired: Option<Fired>,
     until: Until,
 ) -> Result<Looked, DbError> {
+    match glance(executor, tenant_id, prompt_id, fired, until).await? {
+        Some(looked) => Ok(looked),
+        None => Box::pin(look_locked(executor, tenant_id, prompt_id, fired, until)).await,
+    }
+}
+
+/// The look of most wake-ups: without a lock, so that those of a batch share their round trips. `None`
+/// where it has to be made under one, because it changed or because it is of a rarer kind.
+async fn glance(
+    executor: &Executor,
+    tenant_id: TenantId,
+    prompt_id: PromptId,
+    fired: Option<Fired>,
+    until: Until,
+) -> Result<Option<Looked>, DbError> {
+    let Some(glance) = runs::glance(&executor.db, tenant_id, prompt_id).await? else {
+        return Ok(None);
+    };
+    let due = &glance.due;
+    if fired.is_some_and(|fired| fired.generation != due.generation) {
+        return Ok(None);
+    }
+    let spec = stored_spec(&due.slots.spec)?;
+    if spec.excludes(due.slots.first, &due.slots.holidays) {
+        return Ok(None);
+    }
+    let next = |after| spec.next_slot(after, &due.slots.holidays);
+    let plan = slots::plan(
+        due.look(),
+        Policy::of(&spec, prompt_id, due.runs_left),
+        next,
+    );
+    let hold = Hold::Glance(tenant_id, &glance);
+    match begin(executor, hold, &spec, &plan, until).await {
+        Err(DbError::StaleLook) => Ok(None),
+        looked => looked.map(Some),
+    }
+}
+
+async fn look_locked(
+    executor: &Executor,
+    tenant_id: TenantId,
+    prompt_id: PromptId,
+    fired: Option<Fired>,
+    until: Until,
+) -> Result<Looked, DbError> {
     let tx = executor.db.tenant(tenant_id).await?;
     let due = runs::lock_due(&tx, prompt_id).await?;
     // One that is not due may be stale for all that, and only then does the look cost anything.
@@ -119,7 +166,7 @@ async fn look(
         tx.commit().await?;
         return Ok(Looked::Not(Handled::Done));
     }
-    let Some(mut due) = due else {
+    let Some(due) = due else {
         let wake_up = WakeUp::Prompt {
             tenant_id,
             prompt_id,
@@ -127,52 +174,110 @@ async fn look(
         return Ok(Looked::Not(nothing_due(tx, wake_up).await?));
     };
     let spec = stored_spec(&due.slots.spec)?;
-    let policy = Policy::of(&spec, prompt_id, due.runs_left);
     let next = |after| spec.next_slot(after, &due.slots.holidays);
     let first = due.slots.first;
     let plan = if spec.excludes(first, &due.slots.holidays) {
         prompts::drop_slots(&tx, prompt_id, Dropped::one(first), "excluded").await?;
         Plan::pass_over(next(first))
     } else {
-        slots::plan(due.look(), policy, next)
+        slots::plan(
+            due.look(),
+            Policy::of(&spec, prompt_id, due.runs_left),
+            next,
+        )
     };
+    begin(executor, Hold::Lock(tx, &due), &spec, &plan, until).await
+}
+
+/// What a look rests on until it is written.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, and it is used up at once"
+)]
+enum Hold<'a> {
+    /// The prompt's lock.
+    Lock(TenantTx, &'a DuePrompt),
+    /// That it is still so then.
+    Glance(TenantId, &'a Glance),
+}
+
+impl<'a> Hold<'a> {
+    fn due(&self) -> &'a DuePrompt {
+        match self {
+            Self::Lock(_, due) => due,
+            Self::Glance(_, glance) => &glance.due,
+        }
+    }
+
+    async fn write(
+        self,
+        executor: &Executor,
+        writing: &Writing<'_>,
+    ) -> Result<Option<Claim>, DbError> {
+        match self {
+            Self::Lock(tx, due) => runs::write_plan(tx, due, writing).await,
+            Self::Glance(tenant_id, glance) => {
+                runs::write_glanced(&executor.db, tenant_id, glance, writing).await
+            }
+        }
+    }
+
+    async fn let_go(self) -> Result<(), DbError> {
+        match self {
+            Self::Lock(tx, _) => tx.rollback().await,
+            Self::Glance(..) => Ok(()),
+        }
+    }
+}
+
+/// Writes the plan, and claims its first run if that may begin now.
+async fn begin(
+    executor: &Executor,
+    hold: Hold<'_>,
+    spec: &PromptSpec,
+    plan: &Plan,
+    until: Until,
+) -> Result<Looked, DbError> {
+    let due = hold.due();
+    let policy = Policy::of(spec, due.prompt_id, due.runs_left);
     let run_id = RunId::new();
     let mut writing = Writing {
-        plan: &plan,
-        attempts_max: attempts_max(&spec),
+        plan,
+        attempts_max: attempts_max(spec),
         run_id,
         intent: None,
         dropped: None,
     };
     let begins = plan.begins(policy, &due.open);
     let Some(slot) = begins.filter(|_| due.has_capacity) else {
-        runs::write_plan(tx, &due, &writing).await?;
+        hold.write(executor, &writing).await?;
         return Ok(if plan.is_cut {
             Looked::More
         } else {
             Looked::Not(Handled::Done)
         });
     };
-    if !until.allows(timeout_of(&spec)) {
-        tx.rollback().await?;
+    if !until.allows(timeout_of(spec)) {
+        hold.let_go().await?;
         return Ok(Looked::Not(Handled::NoTime));
     }
     let job = Job::new(run_id, &due.slots.spec, slot, RunTrigger::Schedule)?
-        .after(due.previous_output.take());
+        .after(due.previous_output.clone());
     let job = match job.render_within(RENDER_TIME_LOCKED).await? {
         Rendered::Ready(job) => job,
         Rendered::TooSlow(job) => {
-            runs::write_plan(tx, &due, &writing).await?;
+            hold.write(executor, &writing).await?;
             return Ok(Looked::Queued(job));
         }
     };
     let intent = intent(executor, &job);
     writing.intent = Some(&intent);
+    let next = |after| spec.next_slot(after, &due.slots.holidays);
     writing.dropped = plan
         .next
         .filter(|_| due.next_is_last)
         .and_then(|first| slots::dropped(first, due.now, next));
-    let claim = runs::write_plan(tx, &due, &writing).await?;
+    let claim = hold.write(executor, &writing).await?;
     Ok(match claim {
         Some(claim) => Looked::Claimed(claim, job),
         None => Looked::Not(Handled::Done),
@@ -416,23 +521,24 @@ async fn record_answer(
         RunStatus::Succeeded
     };
     let key = stored_at.as_ref().map(|stored| stored.key.as_str());
-    let mut tries = 1;
-    let written = loop {
-        match write_answer(executor, claim, job, &record, status, key).await {
-            // The call is paid: a busy database must not throw its answer away.
-            Err(error) if error.is_transient() && tries < RECORD_TRIES => tries += 1,
-            written => break written?,
-        }
+    let mut prepared = if goes_out {
+        deliveries::prepare(executor, claim, job, Utc::now(), &record, key)
+    } else {
+        Vec::new()
     };
-    let Some((secrets, prepared)) = written else {
+    let Some(kept) = write_answer(executor, claim, &record, status, &prepared).await? else {
         return Ok(());
     };
+    deliveries::keep(&mut prepared, &kept.deliveries);
+    for one in &mut prepared {
+        one.is_gone = kept.gone_webhooks.contains(&one.row.target);
+    }
     info!(
         run.id = %claim.run_id, prompt.id = %claim.prompt_id, tenant.id = %claim.tenant_id,
         run.status = %status, run.attempt = claim.attempt, run.latency_ms = record.latency_ms,
         "model answered"
     );
-    deliveries::send_all(executor, claim, &secrets, prepared, answer.output).await
+    deliveries::send_all(executor, claim, &kept.secrets, prepared, answer.output).await
 }
 
 /// Writes the answer and its deliveries, which this process then holds; `None` when somebody else
@@ -440,37 +546,25 @@ async fn record_answer(
 async fn write_answer(
     executor: &Executor,
     claim: &Claim,
-    job: &Job,
     record: &Answer<'_>,
     status: RunStatus,
-    key: Option<&str>,
-) -> Result<Option<(SealedSecrets, Vec<Prepared>)>, DbError> {
-    let tx = executor.db.tenant(claim.tenant_id).await?;
-    let recorded = match runs::record_output(&tx, claim, record, status).await {
-        Err(DbError::StaleLease) => {
-            drop(tx);
-            let tx = executor.db.tenant(claim.tenant_id).await?;
-            runs::settle_late(tx, claim, Some(record)).await?;
-            return Ok(None);
-        }
-        recorded => recorded?,
-    };
-    let mut prepared = match status {
-        RunStatus::Generated => deliveries::prepare(executor, claim, job, &recorded, record, key),
-        RunStatus::Queued
-        | RunStatus::Running
-        | RunStatus::Succeeded
-        | RunStatus::Failed
-        | RunStatus::TimedOut
-        | RunStatus::Cancelled
-        | RunStatus::Skipped
-        | RunStatus::Missed => Vec::new(),
-    };
+    prepared: &[Prepared],
+) -> Result<Option<Kept>, DbError> {
     let rows = prepared.iter().map(|one| &one.row).collect::<Vec<_>>();
-    let lease_ms = executor.lease_ms();
-    let kept = runs::finish_output(tx, claim, &recorded, record, status, &rows, lease_ms).await?;
-    deliveries::keep(&mut prepared, &kept);
-    Ok(Some((recorded.secrets, prepared)))
+    let (db, lease_ms) = (&executor.db, executor.lease_ms());
+    let mut tries = 1;
+    loop {
+        match runs::record_output(db, claim, record, status, &rows, lease_ms).await {
+            // The call is paid: a busy database must not throw its answer away.
+            Err(error) if error.is_transient() && tries < RECORD_TRIES => tries += 1,
+            Err(DbError::StaleLease) => {
+                let tx = db.tenant(claim.tenant_id).await?;
+                runs::settle_late(tx, claim, Some(record)).await?;
+                return Ok(None);
+            }
+            kept => return kept.map(Some),
+        }
+    }
 }
 
 pub(crate) async fn record_failure(

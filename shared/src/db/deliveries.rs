@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    DbError, TenantTx, column,
+    Db, DbError, Param, TenantTx, column,
     prompts::{DROP_SLOTS, DroppedRow},
     runs::{self, Counted, DueSlots, Log, SealedSecrets, sealed_secrets, word},
     suppression::suppressed_of,
@@ -266,44 +266,12 @@ pub async fn settle(
     claim: &DeliveryClaim,
     settled: &Settled,
 ) -> Result<RunEnd, DbError> {
-    let (id, run) = (claim.delivery_id.uuid(), claim.run_id.uuid());
+    let run = claim.run_id.uuid();
+    let ids = (claim.delivery_id.uuid(), settled.status.as_str());
     let results = tx
         .pipeline(&[
-            step(
-                "-- deliveries::lock_prompt
-                 SELECT p.id, p.notification_email, clock_timestamp() AS now, r.scheduled_for,
-                        p.consecutive_failures + 1 AS consecutive_failures,
-                        p.status = 'active' AND p.pause_after_failures > 0
-                            AND p.consecutive_failures + 1 >= p.pause_after_failures AS pauses
-                   FROM scheduled_prompts p
-                   JOIN scheduled_prompt_runs r ON r.tenant_id = p.tenant_id AND r.prompt_id = p.id
-                  WHERE r.id = $1 FOR NO KEY UPDATE OF p",
-                &[&run],
-            ),
-            step(
-                "-- deliveries::settle
-                 UPDATE deliveries
-                    SET status = CASE WHEN $3 = 'retrying' AND attempt >= attempts_max THEN 'exhausted'
-                                      ELSE $3 END,
-                        lease_expires_at = NULL,
-                        next_attempt_at = clock_timestamp() + $4::bigint * interval '1 millisecond',
-                        response_status = $5, response_excerpt = $6,
-                        location = coalesce($7, location), error_code = $8, error_message = $9,
-                        delivered_at = CASE WHEN $3 = 'delivered' THEN clock_timestamp() ELSE delivered_at END
-                  WHERE id = $1 AND fence = $2 AND status = 'sending'
-                 RETURNING status",
-                &[
-                    &id,
-                    &claim.fence,
-                    &settled.status.as_str(),
-                    &settled.retry_in_ms,
-                    &settled.response_status,
-                    &settled.response_excerpt,
-                    &settled.location,
-                    &settled.error_code,
-                    &settled.error_message,
-                ],
-            ),
+            step(LOCK_PROMPT, &[&run]),
+            step(SETTLE, &settling(claim, settled, &ids)),
             step(
                 "-- deliveries::outcome_of_run
                  SELECT r.status, r.reason, r.trigger, c.open, c.failed,
@@ -380,6 +348,142 @@ pub async fn settle(
     Ok(end)
 }
 
+const LOCK_PROMPT: &str = "-- deliveries::lock_prompt
+    SELECT p.id, p.notification_email, clock_timestamp() AS now, r.scheduled_for,
+           p.consecutive_failures + 1 AS consecutive_failures,
+           p.status = 'active' AND p.pause_after_failures > 0
+               AND p.consecutive_failures + 1 >= p.pause_after_failures AS pauses
+      FROM scheduled_prompts p
+      JOIN scheduled_prompt_runs r ON r.tenant_id = p.tenant_id AND r.prompt_id = p.id
+     WHERE r.id = $1 FOR NO KEY UPDATE OF p";
+
+/// What an attempt came to, in its row.
+macro_rules! settle {
+    () => {
+        "UPDATE deliveries
+            SET status = CASE WHEN $3 = 'retrying' AND attempt >= attempts_max THEN 'exhausted'
+                              ELSE $3 END,
+                lease_expires_at = NULL,
+                next_attempt_at = clock_timestamp() + $4::bigint * interval '1 millisecond',
+                response_status = $5, response_excerpt = $6,
+                location = coalesce($7, location), error_code = $8, error_message = $9,
+                delivered_at = CASE WHEN $3 = 'delivered' THEN clock_timestamp() ELSE delivered_at END
+          WHERE id = $1 AND fence = $2 AND status = 'sending'
+         RETURNING status"
+    };
+}
+
+const SETTLE: &str = concat!("-- deliveries::settle\n         ", settle!());
+
+/// Writes that a delivery went out, and ends its run if that was the last and none has failed.
+/// Commits. Gives whether the run ended. One round trip, which other tenants' transactions share.
+///
+/// # Errors
+/// `DbError::StaleLease` when somebody else holds the delivery, and `DbError::StaleLook` when its run
+/// ends otherwise: then [`settle`] and [`finish`] are to write it. With any error nothing is kept,
+/// unless the answer to the commit was lost.
+pub async fn settle_delivered(
+    db: &Db,
+    claim: &DeliveryClaim,
+    settled: &Settled,
+) -> Result<bool, DbError> {
+    let (tenant, run) = (claim.tenant_id.uuid(), claim.run_id.uuid());
+    let ids = (claim.delivery_id.uuid(), settled.status.as_str());
+    let log = log_of(claim, settled, settled.status);
+    let results = db
+        .fly(
+            claim.tenant_id,
+            &[
+                step(LOCK_PROMPT, &[&run]),
+                step(SETTLE_DELIVERED, &settling(claim, settled, &ids)),
+                step(ENDS_WELL, &[&run]),
+                step(END_DELIVERED, &[&run]),
+                step(runs::INSERT_LOG, &log.params(&tenant, &run)),
+            ],
+        )
+        .await?;
+    Ok(results.get(3).is_some_and(|ended| !ended.is_empty()))
+}
+
+/// A sender that was late ends its transaction here.
+const SETTLE_DELIVERED: &str = concat!(
+    "-- deliveries::settle_delivered
+     WITH settled AS (",
+    settle!(),
+    ") SELECT (count(*) = 1)::lease_held AS held FROM settled"
+);
+
+/// The run goes on, or has all it needs; an end that says or counts more is for [`finish`].
+const ENDS_WELL: &str = "-- deliveries::ends_well
+    SELECT (count(*) = 0)::look_stands AS stands
+      FROM scheduled_prompt_runs r
+     CROSS JOIN LATERAL (
+           SELECT count(*) FILTER (WHERE d.status IN ('pending', 'sending', 'retrying')) AS open,
+                  count(*) FILTER (WHERE d.status IN ('exhausted', 'held')) AS failed
+             FROM deliveries d WHERE d.run_id = r.id AND d.purpose = 'output') c
+     WHERE r.id = $1 AND c.open = 0
+       AND (r.status = 'generated' AND c.failed > 0
+            OR r.status = 'failed' AND r.reason = 'delivery_failed' AND c.failed = 0)";
+
+/// As [`runs::COUNT_END`] counts a success.
+const END_DELIVERED: &str = "-- deliveries::end_delivered
+    WITH ended AS (
+        UPDATE scheduled_prompt_runs r
+           SET status = 'succeeded', reason = NULL, completed_at = clock_timestamp(),
+               error_code = NULL, error_message = NULL
+         WHERE r.id = $1 AND r.status = 'generated'
+           AND EXISTS (SELECT FROM deliveries d WHERE d.run_id = r.id AND d.purpose = 'output')
+           AND NOT EXISTS (SELECT FROM deliveries d
+                            WHERE d.run_id = r.id AND d.purpose = 'output' AND d.status <> 'delivered')
+        RETURNING r.tenant_id, r.id, r.prompt_id, r.trigger
+    ), counted AS (
+        UPDATE scheduled_prompts p
+           SET success_count = p.success_count + 1, consecutive_failures = 0,
+               last_status = 'succeeded', last_run_at = clock_timestamp()
+          FROM ended
+         WHERE p.tenant_id = ended.tenant_id AND p.id = ended.prompt_id AND ended.trigger <> 'test'
+    )
+    SELECT id FROM ended";
+
+/// The parameters of `settle!`; `ids` are the delivery's and its new status.
+fn settling<'a>(
+    claim: &'a DeliveryClaim,
+    settled: &'a Settled,
+    ids: &'a (Uuid, &'static str),
+) -> [Param<'a>; 9] {
+    [
+        &ids.0,
+        &claim.fence,
+        &ids.1,
+        &settled.retry_in_ms,
+        &settled.response_status,
+        &settled.response_excerpt,
+        &settled.location,
+        &settled.error_code,
+        &settled.error_message,
+    ]
+}
+
+fn log_of(claim: &DeliveryClaim, settled: &Settled, status: DeliveryStatus) -> Log {
+    let level = match status {
+        DeliveryStatus::Delivered => "info",
+        DeliveryStatus::Pending | DeliveryStatus::Sending | DeliveryStatus::Retrying => "warn",
+        DeliveryStatus::Exhausted | DeliveryStatus::Held => "error",
+    };
+    Log::new(
+        level,
+        "delivery attempt settled",
+        json!({
+            "delivery_id": claim.delivery_id,
+            "status": status,
+            "attempt": claim.attempt,
+            "attempts_max": claim.attempts_max,
+            "response_status": settled.response_status,
+            "code": settled.error_code,
+        }),
+    )
+}
+
 /// Ends the run if its last delivery settled, inserts a notice if there is one, counts, and
 /// commits. Gives the notices that were inserted: the run may have sent one before. `dropped` is what
 /// is due of the prompt, where this failure pauses it. One round trip.
@@ -394,27 +498,11 @@ pub async fn finish(
     notices: &[&runs::NewDelivery],
     lease_ms: i64,
     dropped: Option<Dropped>,
-) -> Result<Vec<runs::Kept>, DbError> {
+) -> Result<Vec<runs::KeptDelivery>, DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
     let rows = runs::DeliveryRows::new(notices);
-    let level = match end.delivery {
-        DeliveryStatus::Delivered => "info",
-        DeliveryStatus::Pending | DeliveryStatus::Sending | DeliveryStatus::Retrying => "warn",
-        DeliveryStatus::Exhausted | DeliveryStatus::Held => "error",
-    };
-    let log = Log::new(
-        level,
-        "delivery attempt settled",
-        json!({
-            "delivery_id": claim.delivery_id,
-            "status": end.delivery,
-            "attempt": claim.attempt,
-            "attempts_max": claim.attempts_max,
-            "response_status": settled.response_status,
-            "code": settled.error_code,
-        }),
-    );
+    let log = log_of(claim, settled, end.delivery);
     let status = end.status.map(RunStatus::as_str);
     let counted = end
         .status
@@ -460,7 +548,7 @@ pub async fn finish(
         step(runs::INSERT_LOG, &log.params(&tenant, &run)),
     ])
     .await?;
-    runs::kept(results.first())
+    runs::kept(results.first().map_or(&[], Vec::as_slice))
 }
 
 /// What became of a request to send a delivery again.

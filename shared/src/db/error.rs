@@ -22,13 +22,16 @@ pub enum DbError {
     Pool(#[from] PoolError),
     /// The database refused a statement, or the connection broke.
     #[error("database statement")]
-    Statement(#[from] tokio_postgres::Error),
+    Statement(#[source] tokio_postgres::Error),
     /// A migration failed, or what was applied differs from what this program holds.
     #[error("database migration")]
     Migration(#[from] refinery::Error),
     /// A fenced write changed no row: somebody else holds the run or delivery now.
     #[error("the lease was lost")]
     StaleLease,
+    /// What was seen without a lock is not so any more: look again.
+    #[error("what was looked at has changed")]
+    StaleLook,
     /// A statement changed another number of rows than it must.
     #[error("{statement} changed {changed} rows instead of {expected}")]
     RowCount {
@@ -52,7 +55,33 @@ pub enum DbError {
     Aborted,
 }
 
+impl From<tokio_postgres::Error> for DbError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        let checked = error
+            .as_db_error()
+            .filter(|db| *db.code() == SqlState::CHECK_VIOLATION);
+        match checked.and_then(|db| db.constraint()) {
+            Some("stale_lease") => Self::StaleLease,
+            Some("stale_look") => Self::StaleLook,
+            _ => Self::Statement(error),
+        }
+    }
+}
+
 impl DbError {
+    /// Whether a transaction may have failed because of those that it was sent with, or of their
+    /// connection: a lock that it could not wait for, or no answer.
+    pub(super) fn is_of_the_way(&self) -> bool {
+        let Self::Statement(error) = self else {
+            return false;
+        };
+        error.code().is_none_or(|code| {
+            *code == SqlState::LOCK_NOT_AVAILABLE
+                || ["08", "40"].contains(&&code.code()[..2])
+                || code.code().starts_with("57P")
+        })
+    }
+
     /// The unique constraint or index that a statement ran into.
     #[must_use]
     pub fn unique_violation(&self) -> Option<&str> {
@@ -79,6 +108,7 @@ impl DbError {
             | Self::Role(_)
             | Self::Migration(_)
             | Self::StaleLease
+            | Self::StaleLook
             | Self::RowCount { .. }
             | Self::Stored { .. }
             | Self::Aborted => false,

@@ -1,7 +1,8 @@
 //! All SQL, and the wall between tenants.
 //!
 //! Nothing outside this module can run a statement: the methods that do are visible to `db` alone.
-//! A tenant's rows are reached through a [`TenantTx`] and nothing else; what must see all tenants
+//! A tenant's rows are reached through a [`TenantTx`], or a whole transaction of the same kind in a
+//! flight, and nothing else; what must see all tenants
 //! (the lookup of an API key, the search for due work) is a short list of functions in the
 //! database, called from [`system`] on a connection that may do nothing else.
 
@@ -12,6 +13,7 @@ pub mod calendars;
 pub mod deliveries;
 mod error;
 pub mod events;
+mod flight;
 pub mod health;
 pub mod history;
 pub mod idempotency;
@@ -39,15 +41,28 @@ pub use tenant_tx::TenantTx;
 use std::time::Duration;
 
 use deadpool_postgres::{
-    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, QueueMode, RecyclingMethod,
+    Runtime,
 };
-use tokio_postgres::types::{FromSqlOwned, ToSql};
+use tokio::time::timeout;
+use tokio_postgres::{
+    Row,
+    types::{FromSqlOwned, ToSql},
+};
 
-use self::login::{Current, Door};
+use self::{
+    flight::Flights,
+    login::{Current, Door},
+    tenant_tx::{CLEAN, Step},
+};
 use crate::{ids::TenantId, secret::Secret};
 
 /// Longest wait for a free connection, and for a new one to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection that nobody took for longer is asked whether it is alive before it is relied on: AWS
+/// forgets an idle one after 350 s (Amazon EC2 User Guide, "Connection tracking timeouts").
+const IDLE_MAX: Duration = Duration::from_secs(300);
 
 /// Bounds of a session. They survive `RESET ALL`, which goes back to what the connection began with.
 const SESSION_OPTIONS: &str = "-c statement_timeout=15s -c lock_timeout=5s \
@@ -90,6 +105,7 @@ impl DbConfig {
 pub struct Db {
     app: Role,
     system: Role,
+    flights: Flights,
 }
 
 impl Db {
@@ -101,11 +117,26 @@ impl Db {
     /// `DbError::Role` for a role with too much power, anything else when the database does not
     /// answer.
     pub async fn connect(config: &DbConfig) -> Result<Self, DbError> {
+        let roots = &config.roots;
+        // A tenant's transaction cleans its session with its first statement.
+        let (in_use, cleaned) = (
+            RecyclingMethod::Fast,
+            RecyclingMethod::Custom(CLEAN.to_owned()),
+        );
         let (app, system) = futures_util::try_join!(
-            Role::open(&config.app, &config.roots, config.app_connections_max),
-            Role::open(&config.system, &config.roots, config.system_connections_max),
+            Role::open(&config.app, roots, config.app_connections_max, in_use),
+            Role::open(
+                &config.system,
+                roots,
+                config.system_connections_max,
+                cleaned
+            ),
         )?;
-        Ok(Self { app, system })
+        Ok(Self {
+            flights: Flights::new(app.clone()),
+            app,
+            system,
+        })
     }
 
     /// A transaction that sees one tenant's rows. Nothing is sent before its first statement.
@@ -114,6 +145,12 @@ impl Db {
     /// When no connection is free within five seconds.
     pub async fn tenant(&self, tenant: TenantId) -> Result<TenantTx, DbError> {
         Ok(TenantTx::new(self.app.get().await?, tenant))
+    }
+
+    /// One tenant's whole transaction, sent together with those of others that are ready; see
+    /// [`Flights::fly`] for what its statements must bear.
+    async fn fly(&self, tenant: TenantId, steps: &[Step<'_>]) -> Result<Vec<Vec<Row>>, DbError> {
+        self.flights.fly(tenant, steps).await
     }
 
     /// Connections of the app role that are in use.
@@ -137,10 +174,15 @@ struct Role {
 }
 
 impl Role {
-    async fn open(login: &Login, roots: &Roots, connections_max: usize) -> Result<Self, DbError> {
+    async fn open(
+        login: &Login,
+        roots: &Roots,
+        connections_max: usize,
+        recycling_method: RecyclingMethod,
+    ) -> Result<Self, DbError> {
         let (door, current) = Door::new(login.config().await?, roots)?;
         let role = Self {
-            pool: pool(door, connections_max)?,
+            pool: pool(door, connections_max, recycling_method)?,
             login: login.clone(),
             current,
         };
@@ -165,16 +207,29 @@ impl Role {
     }
 }
 
-fn pool(door: Door, connections_max: usize) -> Result<Pool, DbError> {
-    let manager_config = ManagerConfig {
-        // A borrower may leave a transaction open or a setting behind; the next must see neither.
-        // Without the BEGIN the server would log a warning each time that none is open.
-        recycling_method: RecyclingMethod::Custom("BEGIN; ROLLBACK; RESET ALL".to_owned()),
-    };
+fn pool(
+    door: Door,
+    connections_max: usize,
+    recycling_method: RecyclingMethod,
+) -> Result<Pool, DbError> {
+    let manager_config = ManagerConfig { recycling_method };
     // The door knows what to connect with.
     let manager = Manager::from_connect(tokio_postgres::Config::new(), door, manager_config);
     Pool::builder(manager)
         .max_size(connections_max.max(1))
+        // The one used last has its statements prepared.
+        .queue_mode(QueueMode::Lifo)
+        .pre_recycle(Hook::async_fn(|client, metrics| {
+            Box::pin(async move {
+                if metrics.last_used() < IDLE_MAX {
+                    return Ok(());
+                }
+                match timeout(CONNECT_TIMEOUT, client.simple_query("")).await {
+                    Ok(answered) => answered.map(drop).map_err(HookError::Backend),
+                    Err(_) => Err(HookError::message("no answer")),
+                }
+            })
+        }))
         .runtime(Runtime::Tokio1)
         .wait_timeout(Some(CONNECT_TIMEOUT))
         .create_timeout(Some(CONNECT_TIMEOUT))
@@ -218,6 +273,6 @@ async fn refuse_power(client: &Object) -> Result<(), DbError> {
 }
 
 /// Reads one column by name; a wrong name or type is a defect of the statement.
-fn column<T: FromSqlOwned>(row: &tokio_postgres::Row, name: &str) -> Result<T, DbError> {
+fn column<T: FromSqlOwned>(row: &Row, name: &str) -> Result<T, DbError> {
     Ok(row.try_get(name)?)
 }

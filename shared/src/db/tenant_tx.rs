@@ -14,8 +14,8 @@ const FAILED: u8 = 2;
 
 /// A transaction bound to a tenant by `app.current_tenant_id`, which row-level security reads.
 ///
-/// `BEGIN` and the setting travel with the first statement, and `COMMIT` may travel with the last,
-/// so that a short transaction costs two round trips. Dropped without a commit, it takes its
+/// What cleans the session, `BEGIN` and the setting travel with the first statement, and `COMMIT` may
+/// travel with the last, so that a short transaction costs two round trips. Dropped without a commit, it takes its
 /// connection out of the pool and closes it: the server rolls back.
 pub struct TenantTx {
     connection: Option<Object>,
@@ -23,10 +23,16 @@ pub struct TenantTx {
     state: AtomicU8,
 }
 
+/// Makes a session as it was when it was opened. A borrower may leave a transaction open or a setting
+/// behind; the next must see neither. Without the BEGIN the server would log a warning each time that
+/// none is open.
+pub(super) const CLEAN: &str = "BEGIN; ROLLBACK; RESET ALL";
+
 /// One statement of a pipeline.
+#[derive(Clone, Copy)]
 pub(super) struct Step<'a> {
-    sql: &'a str,
-    params: &'a [Param<'a>],
+    pub(super) sql: &'a str,
+    pub(super) params: &'a [Param<'a>],
 }
 
 /// A statement to send together with others.
@@ -174,13 +180,15 @@ impl TenantTx {
         let connection = self.connection()?;
         let tenant = self.tenant.to_string();
         let params: [(Param<'_>, Type); 1] = [(&tenant, Type::TEXT)];
-        let (begun, set) = futures_util::join!(
+        let (cleaned, begun, set) = futures_util::join!(
+            connection.batch_execute(CLEAN),
             connection.batch_execute("BEGIN"),
             connection.query_typed(
                 "SELECT set_config('app.current_tenant_id', $1, true)",
                 &params,
             )
         );
+        cleaned?;
         begun?;
         set?;
         Ok(())

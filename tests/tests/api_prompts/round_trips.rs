@@ -1,8 +1,8 @@
 //! How often a request waits for the database.
 //!
 //! A proxy between the API and Postgres counts the turns: bytes from the client after bytes from
-//! the server. Each request takes two connections, which are reset as they are taken, and looks up
-//! its key: three turns before it begins.
+//! the server. Each request takes a connection that is reset as it is taken, and looks up its key: two
+//! turns before it begins.
 
 use std::{
     path::Path,
@@ -27,7 +27,7 @@ use super::{
 };
 
 const SOCKET: &str = ".s.PGSQL.5432";
-const IDENTIFIED: u64 = 3;
+const IDENTIFIED: u64 = 2;
 
 #[derive(Default)]
 struct Turns(AtomicU64);

@@ -1,6 +1,7 @@
 //! Carillon as it is deployed: the functions' zips and the synthesized template on an emulator of AWS,
 //! a database that is reached with passwords, and the servers around.
 
+#![expect(clippy::unwrap_used, reason = "the helpers of tests may panic")]
 mod caps;
 mod database;
 mod emulator;

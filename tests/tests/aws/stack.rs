@@ -81,6 +81,7 @@ impl Stack {
     }
 
     /// What the functions logged, for the reader of a failure.
+    #[expect(clippy::print_stdout, reason = "a failed test's own output")]
     pub(crate) async fn print_logs(&self) {
         for function in FUNCTIONS {
             let body = json!({"logGroupName": format!("/{}/{function}", self.name), "limit": 200});

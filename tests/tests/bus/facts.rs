@@ -361,20 +361,15 @@ async fn no_event_holds_what_a_tenant_wrote_or_a_model_answered() {
         .await
         .unwrap()
         .unwrap();
-    let tx = world.stage.tx(world.id()).await.unwrap();
     let mut answered = answer(&text);
     answered.model = CANARY;
     answered.output_uri = Some(&hook);
-    let recorded = runs::record_output(&tx, &claim, &answered, RunStatus::Generated)
-        .await
-        .unwrap();
     let mut delivery = new_delivery(0, &hook);
     delivery.body = Some(text.clone().into());
     let rows = [&delivery];
-    runs::finish_output(
-        tx,
+    runs::record_output(
+        world.db(),
         &claim,
-        &recorded,
         &answered,
         RunStatus::Generated,
         &rows,

@@ -48,9 +48,12 @@ async fn plan(stage: &Stage) -> Value {
         .batch_execute("ROLLBACK; DEALLOCATE probe")
         .await
         .unwrap();
-    let json = messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
+    let json = messages.iter().find_map(|message| {
+        if let SimpleQueryMessage::Row(row) = message {
+            row.get(0)
+        } else {
+            None
+        }
     });
     let mut explained: Value = serde_json::from_str(json.unwrap()).unwrap();
     explained[0]["Plan"].take()

@@ -29,7 +29,9 @@ async fn slow_run(tenant: &Tenant, latency_ms: u32, destination: Value) -> Value
     let prompt = json!({ "model": "openai/gpt-5-mini", "prompt_text": marker,
         "destinations": [destination] });
     let run = tenant.start(&tenant.prompt(prompt).await).await;
-    let begun = |run: &Value| run["attempts"][0]["status"] == "started";
+    // The attempts may be read a moment later than the run's own columns.
+    let begun =
+        |run: &Value| run["status"] == "running" && run["attempts"][0]["status"] == "started";
     tenant.until(&run, "the model call to begin", begun).await
 }
 

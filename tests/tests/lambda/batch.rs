@@ -9,13 +9,10 @@ use shared::{
     message::{self, WakeUp},
     queue::DeadLetters,
 };
-use tests::stage::tenant;
+use tests::{model::HELD, stage::tenant};
 use tokio::time::Instant;
 
-use crate::{
-    model::HELD,
-    world::{World, eventually, failures, record, wake},
-};
+use crate::world::{World, eventually, failures, record, wake};
 
 #[tokio::test]
 async fn one_poisoned_record_goes_to_the_dead_letters_and_the_others_run() {
@@ -150,7 +147,9 @@ async fn what_came_back_often_for_want_of_time_is_sent_anew() {
 async fn a_slow_call_holds_up_nobody_else() {
     let world = World::new(10).await;
     let mut records = Vec::new();
-    let (slow, wake_up) = world.due(&json!({"prompt_text": HELD})).await;
+    let (slow, wake_up) = world
+        .due(&json!({"prompt_text": HELD, "timeout_ms": 60_000}))
+        .await;
     records.push(wake("slow", wake_up));
     for n in 1..30 {
         let (_, wake_up) = world.due(&json!({"timeout_ms": 60_000})).await;
@@ -179,7 +178,9 @@ async fn no_more_than_the_slots_are_worked_on_at_once() {
     let world = World::new(3).await;
     let mut records = Vec::new();
     for n in 0..5 {
-        let (_, wake_up) = world.due(&json!({"prompt_text": HELD})).await;
+        let (_, wake_up) = world
+            .due(&json!({"prompt_text": HELD, "timeout_ms": 60_000}))
+            .await;
         records.push(wake(&format!("r{n}"), wake_up));
     }
     let watched = async {

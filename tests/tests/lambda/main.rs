@@ -5,8 +5,7 @@
 
 mod batch;
 mod dead_letters;
-mod model;
 mod programs;
 mod queue;
-mod runtime_api;
+mod round_trips;
 mod world;

@@ -16,7 +16,7 @@ use tests::{
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use crate::runtime_api::{Answered, Function};
+use tests::runtime_api::{Answered, Function};
 
 struct Rehearsal {
     admin: Client,

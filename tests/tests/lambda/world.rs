@@ -25,6 +25,7 @@ use shared::{
 };
 use tempfile::TempDir;
 use tests::{
+    model::Model,
     peers::ministack_url,
     rehearsal::{self, Queues},
     stage::{Stage, Tenant, prompt, tenant},
@@ -32,7 +33,10 @@ use tests::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::model::Model;
+/// Webhooks come back to the test.
+const LOOPBACK: Policy = Policy {
+    allow_loopback: true,
+};
 
 /// Longer than a batch of a test takes.
 const LONG: Duration = Duration::from_secs(600);
@@ -51,7 +55,11 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn new(slots: usize) -> Self {
-        let stage = Stage::new(4).await.unwrap();
+        Self::on(Stage::new(4).await.unwrap(), slots).await
+    }
+
+    /// The same on a database that is there.
+    pub(crate) async fn on(stage: Stage, slots: usize) -> Self {
         let tenant = tenant(&stage.db, "acme").await.unwrap();
         let model = Model::start().await;
         let folder = tempfile::tempdir().unwrap();
@@ -78,16 +86,21 @@ impl World {
 
     /// A prompt with a slot that is due, and the wake-up for it.
     pub(crate) async fn due(&self, changes: &Value) -> (PromptId, WakeUp) {
+        self.due_of(self.tenant, changes).await
+    }
+
+    /// The same of another tenant.
+    pub(crate) async fn due_of(&self, tenant: Tenant, changes: &Value) -> (PromptId, WakeUp) {
         let slot = Utc::now().duration_trunc(TimeDelta::minutes(1)).unwrap();
         let mut all = json!({"model": "openai/gpt-4o-mini"});
         for (name, value) in changes.as_object().unwrap() {
             all[name] = value.clone();
         }
-        let prompt_id = prompt(&self.stage.db, self.tenant, &all, Some(slot))
+        let prompt_id = prompt(&self.stage.db, tenant, &all, Some(slot))
             .await
             .unwrap();
         let wake_up = WakeUp::Prompt {
-            tenant_id: self.tenant.id,
+            tenant_id: tenant.id,
             prompt_id,
         };
         (prompt_id, wake_up)
@@ -132,7 +145,7 @@ fn executor(db: &Db, queue: Queue, model: &Model, folder: &TempDir) -> Executor 
             Storage::Directory {
                 root: folder.path().join("storage"),
             },
-            Guarded::new(Policy::PUBLIC).unwrap(),
+            Guarded::new(LOOPBACK).unwrap(),
         ),
         sealer: Sealer::from_key_file(&folder.path().join("key")).unwrap(),
         catalog: Catalog::shipped(),

@@ -316,10 +316,14 @@ impl Prompt {
     }
 
     pub(crate) async fn ends(&mut self, claimed: Claimed, outcome: Outcome) {
+        let run_id = self.run(claimed.key).await;
+        let sql = "SELECT trigger FROM scheduled_prompt_runs WHERE id = $1";
+        let row = self.sim.admin.query_one(sql, &[&run_id.uuid()]).await;
         let claim = Claim {
             tenant_id: self.caller.tenant,
             prompt_id: self.id,
-            run_id: self.run(claimed.key).await,
+            run_id,
+            trigger: row.unwrap().get::<_, String>(0).parse().unwrap(),
             fence: claimed.fence,
             attempt: claimed.attempt,
             attempts_max: claimed.attempts_max,

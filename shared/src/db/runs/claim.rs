@@ -25,6 +25,8 @@ pub struct Claim {
     pub prompt_id: PromptId,
     /// The run.
     pub run_id: RunId,
+    /// What made it.
+    pub trigger: RunTrigger,
     /// What every write of this claimant names.
     pub fence: i64,
     /// The try that this claim makes, from 1.
@@ -291,6 +293,7 @@ pub async fn claim(
         tenant_id,
         prompt_id: run.prompt_id,
         run_id: run.run_id,
+        trigger: run.trigger,
         fence,
         attempt,
         attempts_max: run.attempts_max,
@@ -392,6 +395,7 @@ pub fn vanished_claim(tenant_id: TenantId, run: &LockedRun) -> Claim {
         tenant_id,
         prompt_id: run.prompt_id,
         run_id: run.run_id,
+        trigger: run.trigger,
         fence: run.fence,
         attempt: run.attempt,
         attempts_max: run.attempts_max,

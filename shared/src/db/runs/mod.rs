@@ -13,10 +13,10 @@ pub use change::{Changed, Enqueue, QUEUED_MAX, cancel, cancel_queued, enqueue, r
 pub use claim::{
     Claim, Intent, LockedRun, NextStep, claim, defer, lock, renew, skip, take_over, vanished_claim,
 };
-pub use plan::{DuePrompt, Writing, lock_due, write_plan};
+pub use plan::{DuePrompt, Glance, Writing, glance, lock_due, write_glanced, write_plan};
 pub use record::{
-    AfterFailure, Answer, Failure, FailureWriting, Kept, NewDelivery, Notice, Recorded,
-    SealedSecrets, Spent, Tokens, finish_failure, finish_output, record_failure, record_output,
+    AfterFailure, Answer, Failure, FailureWriting, Kept, KeptDelivery, NewDelivery, Notice,
+    Recorded, SealedSecrets, Spent, Tokens, finish_failure, record_failure, record_output,
     settle_late,
 };
 pub(super) use record::{

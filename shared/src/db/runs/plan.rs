@@ -5,13 +5,17 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
-    super::{DbError, Param, TenantTx, column, prompts::DroppedRow, tenant_tx::step},
+    super::{
+        Db, DbError, Param, TenantTx, column,
+        prompts::DroppedRow,
+        tenant_tx::{Step, step},
+    },
     CAPACITY, Claim, DROP_OVER_LIMIT, DueSlots, Intent, LOCK_CLAIMS, due_slots, has_capacity,
     in_order, previous_output, read_due_slots,
 };
 use crate::{
-    ids::{AttemptId, PromptId, RunId},
-    run::RunStatus,
+    ids::{AttemptId, PromptId, RunId, TenantId},
+    run::{RunStatus, RunTrigger},
     slots::{Dropped, Fate, Look, OpenRuns, Plan, SharedRow},
 };
 
@@ -63,60 +67,136 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
     let id = prompt_id.uuid();
     let results = tx
         .pipeline(&[
-            step(
-                "-- runs::lock_due
-                 SELECT p.id FROM scheduled_prompts p
-                  WHERE p.id = $1 AND p.status = 'active' AND p.deleted_at IS NULL
-                    AND p.next_run_at <= clock_timestamp()
-                    FOR NO KEY UPDATE",
-                &[&id],
-            ),
+            step(LOCK_DUE, &[&id]),
             // After the lock: a statement that waited for it would not see a version made meanwhile.
-            step(
-                concat!(
-                    "-- runs::due
-                     SELECT p.generation, p.spec_version, p.run_count, p.max_runs, ",
-                    due_slots!(),
-                    ", ",
-                    previous_output!("p.id"),
-                    "  FROM scheduled_prompts p
-                       JOIN prompt_versions v ON v.tenant_id = p.tenant_id AND v.prompt_id = p.id
-                                             AND v.version = p.spec_version
-                      WHERE p.id = $1 AND p.status = 'active' AND p.deleted_at IS NULL
-                        AND p.next_run_at <= clock_timestamp()"
-                ),
-                &[&id],
-            ),
-            // A backfill is in no slot's way: one that waits lets the slot go first, and for one that
-            // is under way the slot waits.
-            step(
-                "-- runs::open_of_prompt
-                 SELECT count(*) FILTER (WHERE in_the_way) AS open,
-                        count(*) FILTER (WHERE status = 'running') AS running,
-                        count(*) FILTER (WHERE attempt = 0) AS not_counted,
-                        (array_agg(id ORDER BY status = 'running' DESC, created_at, id)
-                            FILTER (WHERE in_the_way))[1] AS in_the_way,
-                        (array_agg(id ORDER BY scheduled_for DESC)
-                            FILTER (WHERE status = 'queued' AND trigger = 'schedule' AND attempt = 0))[1]
-                            AS waiting
-                   FROM (SELECT id, status, trigger, attempt, created_at, scheduled_for,
-                                trigger <> 'backfill' AS in_the_way
-                           FROM scheduled_prompt_runs
-                          WHERE prompt_id = $1 AND status IN ('queued', 'running')
-                            AND trigger <> 'test') r",
-                &[&id],
-            ),
-            step(
-                "-- runs::shared_row
-                 SELECT id, scheduled_until, status, slots_count FROM scheduled_prompt_runs
-                  WHERE prompt_id = $1 AND trigger IN ('schedule', 'backfill')
-                  ORDER BY scheduled_for DESC LIMIT 1",
-                &[&id],
-            ),
+            step(DUE, &[&id]),
+            step(OPEN_OF_PROMPT, &[&id]),
+            step(SHARED_ROW, &[&id]),
             step(CAPACITY, &[]),
         ])
         .await?;
-    let [_, prompt, open, newest, capacity] = in_order(&results)?;
+    let [_, looked @ ..] = in_order::<5>(&results)?;
+    read_due(prompt_id, looked)
+}
+
+/// A look at a prompt that holds nothing: what it saw may change before anything is written.
+#[derive(Debug)]
+pub struct Glance {
+    /// What it saw.
+    pub due: DuePrompt,
+    /// Stands for all that a plan is made from.
+    seen: String,
+}
+
+/// Looks at a prompt as [`lock_due`] does, without a lock, so that prompts of several tenants can be
+/// looked at together. One round trip, which they share.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn glance(
+    db: &Db,
+    tenant_id: TenantId,
+    prompt_id: PromptId,
+) -> Result<Option<Glance>, DbError> {
+    let id = prompt_id.uuid();
+    let results = db
+        .fly(
+            tenant_id,
+            &[
+                // Before all others: what they see may be newer, and is then found to have changed.
+                step(SEEN, &[&id]),
+                step(DUE, &[&id]),
+                step(OPEN_OF_PROMPT, &[&id]),
+                step(SHARED_ROW, &[&id]),
+                step(CAPACITY, &[]),
+            ],
+        )
+        .await?;
+    let [seen, looked @ ..] = in_order::<5>(&results)?;
+    let Some(seen) = seen.first() else {
+        return Ok(None);
+    };
+    let seen = column(seen, "seen")?;
+    let due = read_due(prompt_id, looked)?;
+    Ok(due.map(|due| Glance { due, seen }))
+}
+
+const LOCK_DUE: &str = "-- runs::lock_due
+    SELECT p.id FROM scheduled_prompts p
+     WHERE p.id = $1 AND p.status = 'active' AND p.deleted_at IS NULL
+       AND p.next_run_at <= clock_timestamp()
+       FOR NO KEY UPDATE";
+
+const DUE: &str = concat!(
+    "-- runs::due
+     SELECT p.generation, p.spec_version, p.run_count, p.max_runs, ",
+    due_slots!(),
+    ", ",
+    previous_output!("p.id"),
+    "  FROM scheduled_prompts p
+       JOIN prompt_versions v ON v.tenant_id = p.tenant_id AND v.prompt_id = p.id
+                             AND v.version = p.spec_version
+      WHERE p.id = $1 AND p.status = 'active' AND p.deleted_at IS NULL
+        AND p.next_run_at <= clock_timestamp()"
+);
+
+/// A backfill is in no slot's way: one that waits lets the slot go first, and for one that is under
+/// way the slot waits.
+const OPEN_OF_PROMPT: &str = "-- runs::open_of_prompt
+    SELECT count(*) FILTER (WHERE in_the_way) AS open,
+           count(*) FILTER (WHERE status = 'running') AS running,
+           count(*) FILTER (WHERE attempt = 0) AS not_counted,
+           (array_agg(id ORDER BY status = 'running' DESC, created_at, id)
+               FILTER (WHERE in_the_way))[1] AS in_the_way,
+           (array_agg(id ORDER BY scheduled_for DESC)
+               FILTER (WHERE status = 'queued' AND trigger = 'schedule' AND attempt = 0))[1]
+               AS waiting
+      FROM (SELECT id, status, trigger, attempt, created_at, scheduled_for,
+                   trigger <> 'backfill' AS in_the_way
+              FROM scheduled_prompt_runs
+             WHERE prompt_id = $1 AND status IN ('queued', 'running')
+               AND trigger <> 'test') r";
+
+const SHARED_ROW: &str = "-- runs::shared_row
+    SELECT id, scheduled_until, status, slots_count FROM scheduled_prompt_runs
+     WHERE prompt_id = $1 AND trigger IN ('schedule', 'backfill')
+     ORDER BY scheduled_for DESC LIMIT 1";
+
+/// What a plan is made from, of a prompt `p`: its row, its calendars, its open runs, its newest slot
+/// row, and by its count of successes the output of the last one.
+macro_rules! seen {
+    () => {
+        "md5(ROW(p.generation, p.spec_version, p.run_count, p.success_count, p.max_runs, p.next_run_at,
+                (SELECT string_agg(concat_ws(' ', c.id, c.version), ',' ORDER BY c.id)
+                   FROM prompt_calendars l
+                   JOIN calendars c ON c.tenant_id = l.tenant_id AND c.id = l.calendar_id
+                  WHERE l.prompt_id = p.id),
+                (SELECT string_agg(concat_ws(' ', o.id, o.status, o.attempt), ',' ORDER BY o.id)
+                   FROM scheduled_prompt_runs o
+                  WHERE o.prompt_id = p.id AND o.status IN ('queued', 'running') AND o.trigger <> 'test'),
+                (SELECT concat_ws(' ', s.id, s.scheduled_until, s.status, s.slots_count)
+                   FROM scheduled_prompt_runs s
+                  WHERE s.prompt_id = p.id AND s.trigger IN ('schedule', 'backfill')
+                  ORDER BY s.scheduled_for DESC LIMIT 1))::text) AS seen
+               FROM scheduled_prompts p
+              WHERE p.id = $1 AND p.status = 'active' AND p.deleted_at IS NULL
+                AND p.next_run_at <= clock_timestamp()"
+    };
+}
+
+const SEEN: &str = concat!("-- runs::seen\n     SELECT ", seen!());
+
+/// Behind [`LOCK_DUE`], which waits for whoever is changing the prompt or a run of it.
+const STILL_SEEN: &str = concat!(
+    "-- runs::still_seen
+     WITH now AS (SELECT ",
+    seen!(),
+    ") SELECT EXISTS (SELECT FROM now WHERE now.seen = $2)::look_stands AS stands"
+);
+
+/// Of [`DUE`], [`OPEN_OF_PROMPT`], [`SHARED_ROW`] and [`CAPACITY`].
+fn read_due(prompt_id: PromptId, looked: [&[Row]; 4]) -> Result<Option<DuePrompt>, DbError> {
+    let [prompt, open, newest, capacity] = looked;
     let (Some(prompt), Some(open), Some(capacity)) =
         (prompt.first(), open.first(), capacity.first())
     else {
@@ -191,7 +271,49 @@ pub async fn write_plan(
     due: &DuePrompt,
     writing: &Writing<'_>,
 ) -> Result<Option<Claim>, DbError> {
-    let tenant_id = tx.tenant();
+    write(Hold::Lock(tx), due, writing).await
+}
+
+/// The same for what was seen without a lock. One round trip, which other tenants' transactions share.
+///
+/// # Errors
+/// `DbError::StaleLook` when it is not so any more; then nothing is kept, as when the database does
+/// not answer.
+pub async fn write_glanced(
+    db: &Db,
+    tenant_id: TenantId,
+    glance: &Glance,
+    writing: &Writing<'_>,
+) -> Result<Option<Claim>, DbError> {
+    write(
+        Hold::Glance(db, tenant_id, &glance.seen),
+        &glance.due,
+        writing,
+    )
+    .await
+}
+
+/// Why what was looked at is still so when it is written.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, and it is used up at once"
+)]
+enum Hold<'a> {
+    /// It is locked.
+    Lock(TenantTx),
+    /// It is locked then, and compared.
+    Glance(&'a Db, TenantId, &'a String),
+}
+
+async fn write(
+    hold: Hold<'_>,
+    due: &DuePrompt,
+    writing: &Writing<'_>,
+) -> Result<Option<Claim>, DbError> {
+    let tenant_id = match &hold {
+        Hold::Lock(tx) => tx.tenant(),
+        Hold::Glance(_, tenant_id, _) => *tenant_id,
+    };
     let (tenant, prompt) = (tenant_id.uuid(), due.prompt_id.uuid());
     let plan = writing.plan;
     let rows = PlanRows::new(plan, due.now, writing.run_id);
@@ -207,39 +329,47 @@ pub async fn write_plan(
     let intent = writing.intent.unwrap_or(&none);
     let ended = plan.next.is_none().then_some("schedule_ended");
     let dropped = DroppedRow::new(writing.dropped.filter(|_| run.is_some()));
-    let results = tx
-        .commit_with(&[
-            step(
-                INSERT_PLANNED,
-                &rows.params(&tenant, &prompt, &writing.attempts_max, &due.spec_version),
-            ),
-            step(EXTEND_MISSED, &[&extended, &more, &until]),
-            step(REPLACE_WAITING, &[&replaced, &taken_by]),
-            step(LOCK_CLAIMS, &[&run.is_some()]),
-            step(
-                CLAIM_PLANNED,
-                &[
-                    &run,
-                    &intent.lease_ms,
-                    &intent.rendered_input,
-                    &intent.provider,
-                    &intent.model,
-                    &intent.rendered_system,
-                ],
-            ),
-            step(
-                INTEND_PLANNED,
-                &[&run, &attempt, &intent.provider, &intent.model],
-            ),
-            step(ADVANCE_PROMPT, &[&prompt, &run, &plan.next, &ended]),
-            step(DROP_OVER_LIMIT, &dropped.params(&prompt, &"max_runs")),
-        ])
-        .await?;
+    let inserted = rows.params(&tenant, &prompt, &writing.attempts_max, &due.spec_version);
+    let missed: [Param<'_>; 3] = [&extended, &more, &until];
+    let waiting: [Param<'_>; 2] = [&replaced, &taken_by];
+    let claims = run.is_some();
+    let lock: [Param<'_>; 1] = [&claims];
+    let claim: [Param<'_>; 6] = [
+        &run,
+        &intent.lease_ms,
+        &intent.rendered_input,
+        &intent.provider,
+        &intent.model,
+        &intent.rendered_system,
+    ];
+    let intended: [Param<'_>; 4] = [&run, &attempt, &intent.provider, &intent.model];
+    let advanced: [Param<'_>; 4] = [&prompt, &run, &plan.next, &ended];
+    let dropped = dropped.params(&prompt, &"max_runs");
+    let steps: [Step<'_>; 8] = [
+        step(INSERT_PLANNED, &inserted),
+        step(EXTEND_MISSED, &missed),
+        step(REPLACE_WAITING, &waiting),
+        step(LOCK_CLAIMS, &lock),
+        step(CLAIM_PLANNED, &claim),
+        step(INTEND_PLANNED, &intended),
+        step(ADVANCE_PROMPT, &advanced),
+        step(DROP_OVER_LIMIT, &dropped),
+    ];
+    let results = match hold {
+        Hold::Lock(tx) => tx.commit_with(&steps).await?,
+        Hold::Glance(db, tenant_id, seen) => {
+            let looked: [Param<'_>; 2] = [&prompt, seen];
+            let mut guarded = vec![step(LOCK_DUE, &looked[..1]), step(STILL_SEEN, &looked)];
+            guarded.extend(steps);
+            db.fly(tenant_id, &guarded).await?.split_off(2)
+        }
+    };
     let claimed = results.get(4).map_or(0, Vec::len);
     Ok((claimed == 1).then_some(Claim {
         tenant_id,
         prompt_id: due.prompt_id,
         run_id: writing.run_id,
+        trigger: RunTrigger::Schedule,
         fence: 1,
         attempt: 1,
         attempts_max: writing.attempts_max,

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        DbError, Param, TenantTx, column,
+        Db, DbError, Param, TenantTx, column,
         prompts::{DROP_SLOTS, DroppedRow},
         suppression::suppressed_of,
         tenant_tx::{Step, step},
@@ -76,8 +76,6 @@ pub struct Recorded {
     pub notification_email: Option<String>,
     /// The tenant's sealed signing secrets.
     pub secrets: SealedSecrets,
-    /// Webhooks that answered 410.
-    pub gone_webhooks: Vec<String>,
 }
 
 impl Recorded {
@@ -139,28 +137,48 @@ pub struct NewDelivery {
     pub attempts_max: i32,
 }
 
+/// What was kept of an answer, and what its deliveries need to go out.
+#[derive(Debug)]
+pub struct Kept {
+    /// The deliveries that were inserted.
+    pub deliveries: Vec<KeptDelivery>,
+    /// The tenant's sealed signing secrets.
+    pub secrets: SealedSecrets,
+    /// Webhooks that answered 410.
+    pub gone_webhooks: Vec<String>,
+}
+
 /// Writes a model's answer into a claimed run: `generated` while deliveries are to follow, else
-/// `succeeded`. One round trip; [`finish_output`] must follow in the same transaction.
+/// `succeeded`. Settles the attempt, inserts the deliveries as held by this claimant, counts, and
+/// commits. One round trip, which other tenants' transactions share.
 ///
 /// # Errors
-/// `DbError::StaleLease` when somebody else holds the run, or a caller cancelled it.
+/// `DbError::StaleLease` when somebody else holds the run, or a caller cancelled it; with any error
+/// nothing of it is kept, unless the answer to the commit was lost.
 pub async fn record_output(
-    tx: &TenantTx,
+    db: &Db,
     claim: &Claim,
     answer: &Answer<'_>,
     status: RunStatus,
-) -> Result<Recorded, DbError> {
-    let run = claim.run_id.uuid();
+    deliveries: &[&NewDelivery],
+    lease_ms: i64,
+) -> Result<Kept, DbError> {
+    let tenant = claim.tenant_id.uuid();
+    let (prompt, run) = (claim.prompt_id.uuid(), claim.run_id.uuid());
     let bytes = i64::try_from(answer.output.len()).unwrap_or(i64::MAX);
     let inline = answer.output_uri.is_none().then_some(answer.output);
     let [input, output, cached] = columns_of(answer.tokens);
     let tokens_used = answer.tokens.map(|tokens| tokens.input + tokens.output);
     let sha256: &[u8] = &answer.sha256;
-    let status = status.as_str();
+    let counted = Counted::of(status, claim.trigger);
+    let word = status.as_str();
+    let cost = answer.cost_usd.unwrap_or_default();
+    let rows = DeliveryRows::new(deliveries);
+    let log = log_of_answer(claim, answer);
     let update: [Param<'_>; 16] = [
         &run,
         &claim.fence,
-        &status,
+        &word,
         &inline,
         &sha256,
         &bytes,
@@ -175,24 +193,92 @@ pub async fn record_output(
         &answer.latency_ms,
         &answer.output_uri,
     ];
-    recorded(
-        tx,
-        claim,
-        step(
-            "-- runs::record_output
-             UPDATE scheduled_prompt_runs
-                SET status = $3, output = $4, output_sha256 = $5, output_bytes = $6,
-                    output_truncated = $7, model = $8, input_tokens = $9, output_tokens = $10,
-                    cached_tokens = $11, tokens_used = $12, cost_usd = $13, price_version = $14,
-                    latency_ms = $15, output_uri = $16, lease_expires_at = NULL, error_code = NULL,
-                    error_message = NULL, reason = NULL,
-                    completed_at = CASE WHEN $3 = 'succeeded' THEN clock_timestamp() END
-              WHERE id = $1 AND fence = $2 AND status = 'running'
-             RETURNING trigger, started_at",
-            &update,
-        ),
+    let settle: [Param<'_>; 6] = [
+        &run,
+        &claim.fence,
+        &input,
+        &output,
+        &cached,
+        &answer.cost_usd,
+    ];
+    let results = db
+        .fly(
+            claim.tenant_id,
+            &[
+                step(LOCK_PROMPT, &[&prompt]),
+                step(RECORD_OUTPUT, &update),
+                step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
+                step(SETTLE_OK, &settle),
+                step(
+                    COUNT_END,
+                    &[
+                        &prompt,
+                        &counted.successes,
+                        &counted.failures,
+                        &word,
+                        &counted.ends,
+                        &false,
+                        &NO_CODE,
+                        &AuditEventId::new().uuid(),
+                    ],
+                ),
+                step(
+                    USE_TOKENS,
+                    &[
+                        &tenant,
+                        &input.unwrap_or(0),
+                        &output.unwrap_or(0),
+                        &cost,
+                        &true,
+                    ],
+                ),
+                step(INSERT_LOG, &log.params(&tenant, &run)),
+                step(SECRETS, &[]),
+                step(GONE_WEBHOOKS, &[]),
+            ],
+        )
+        .await?;
+    let [_, _, deliveries, _, _, _, _, secrets, gone] = in_order(&results)?;
+    Ok(Kept {
+        deliveries: kept(deliveries)?,
+        secrets: sealed_secrets(secrets)?,
+        gone_webhooks: urls(gone)?,
+    })
+}
+
+/// A claimant that was late ends its transaction here.
+const RECORD_OUTPUT: &str = "-- runs::record_output
+    WITH recorded AS (
+        UPDATE scheduled_prompt_runs
+           SET status = $3, output = $4, output_sha256 = $5, output_bytes = $6,
+               output_truncated = $7, model = $8, input_tokens = $9, output_tokens = $10,
+               cached_tokens = $11, tokens_used = $12, cost_usd = $13, price_version = $14,
+               latency_ms = $15, output_uri = $16, lease_expires_at = NULL, error_code = NULL,
+               error_message = NULL, reason = NULL,
+               completed_at = CASE WHEN $3 = 'succeeded' THEN clock_timestamp() END
+         WHERE id = $1 AND fence = $2 AND status = 'running'
+        RETURNING id
     )
-    .await
+    SELECT (count(*) = 1)::lease_held AS held FROM recorded";
+
+const SETTLE_OK: &str = "-- runs::settle_ok
+    UPDATE run_attempts
+       SET status = 'ok', input_tokens = $3, output_tokens = $4, cached_tokens = $5,
+           cost_usd = $6, ended_at = clock_timestamp()
+     WHERE run_id = $1 AND fence = $2";
+
+fn log_of_answer(claim: &Claim, answer: &Answer<'_>) -> Log {
+    Log::new(
+        "info",
+        "model answered",
+        json!({
+            "attempt": claim.attempt,
+            "latency_ms": answer.latency_ms,
+            "input_tokens": answer.tokens.map(|tokens| tokens.input),
+            "output_tokens": answer.tokens.map(|tokens| tokens.output),
+            "output_truncated": answer.truncated,
+        }),
+    )
 }
 
 /// Why a try failed.
@@ -293,26 +379,13 @@ async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Reco
     let (prompt, run) = (claim.prompt_id.uuid(), claim.run_id.uuid());
     let results = tx
         .pipeline(&[
-            step(
-                "-- runs::lock_prompt
-                 SELECT clock_timestamp() AS now, notification_email,
-                        consecutive_failures + 1 AS consecutive_failures,
-                        status = 'active' AND pause_after_failures > 0
-                            AND consecutive_failures + 1 >= pause_after_failures AS pauses
-                   FROM scheduled_prompts WHERE id = $1 FOR NO KEY UPDATE",
-                &[&prompt],
-            ),
+            step(LOCK_PROMPT, &[&prompt]),
             update,
             step(DUE_AT_PAUSE, &[&run]),
             step(SECRETS, &[]),
-            step(
-                "-- runs::gone_webhooks
-                 SELECT url FROM gone_webhooks ORDER BY url LIMIT 1000",
-                &[],
-            ),
         ])
         .await?;
-    let [prompt, run, due, secrets, gone] = in_order(&results)?;
+    let [prompt, run, due, secrets] = in_order(&results)?;
     let (Some(prompt), Some(run)) = (prompt.first(), run.first()) else {
         return Err(DbError::StaleLease);
     };
@@ -326,90 +399,15 @@ async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Reco
         due_at_pause: due_at_pause(due)?,
         notification_email: column(prompt, "notification_email")?,
         secrets: sealed_secrets(secrets)?,
-        gone_webhooks: gone
-            .iter()
-            .map(|row| column(row, "url"))
-            .collect::<Result<_, _>>()?,
     })
 }
 
-/// Settles the attempt, inserts the deliveries as held by this claimant, counts, and commits.
-/// Gives the deliveries that were inserted. One round trip.
-///
-/// # Errors
-/// When the database does not answer; then nothing of the recording is kept.
-pub async fn finish_output(
-    tx: TenantTx,
-    claim: &Claim,
-    recorded: &Recorded,
-    answer: &Answer<'_>,
-    status: RunStatus,
-    deliveries: &[&NewDelivery],
-    lease_ms: i64,
-) -> Result<Vec<Kept>, DbError> {
-    let tenant = tx.tenant().uuid();
-    let run = claim.run_id.uuid();
-    let [input, output, cached] = columns_of(answer.tokens);
-    let cost = answer.cost_usd.unwrap_or_default();
-    let rows = DeliveryRows::new(deliveries);
-    let log = Log::new(
-        "info",
-        "model answered",
-        json!({
-            "attempt": claim.attempt,
-            "latency_ms": answer.latency_ms,
-            "input_tokens": input,
-            "output_tokens": output,
-            "output_truncated": answer.truncated,
-        }),
-    );
-    let counted = Counted::of(status, recorded.trigger);
-    let results = tx
-        .commit_with(&[
-            step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
-            step(
-                "-- runs::settle_ok
-             UPDATE run_attempts
-                SET status = 'ok', input_tokens = $3, output_tokens = $4, cached_tokens = $5,
-                    cost_usd = $6, ended_at = clock_timestamp()
-              WHERE run_id = $1 AND fence = $2",
-                &[
-                    &run,
-                    &claim.fence,
-                    &input,
-                    &output,
-                    &cached,
-                    &answer.cost_usd,
-                ],
-            ),
-            step(
-                COUNT_END,
-                &[
-                    &claim.prompt_id.uuid(),
-                    &counted.successes,
-                    &counted.failures,
-                    &status.as_str(),
-                    &counted.ends,
-                    &false,
-                    &NO_CODE,
-                    &AuditEventId::new().uuid(),
-                ],
-            ),
-            step(
-                USE_TOKENS,
-                &[
-                    &tenant,
-                    &input.unwrap_or(0),
-                    &output.unwrap_or(0),
-                    &cost,
-                    &true,
-                ],
-            ),
-            step(INSERT_LOG, &log.params(&tenant, &run)),
-        ])
-        .await?;
-    kept(results.first())
-}
+const LOCK_PROMPT: &str = "-- runs::lock_prompt
+    SELECT clock_timestamp() AS now, notification_email,
+           consecutive_failures + 1 AS consecutive_failures,
+           status = 'active' AND pause_after_failures > 0
+               AND consecutive_failures + 1 >= pause_after_failures AS pauses
+      FROM scheduled_prompts WHERE id = $1 FOR NO KEY UPDATE";
 
 /// What is written with a failed try.
 #[derive(Debug, Clone, Copy)]
@@ -436,7 +434,7 @@ pub async fn finish_failure(
     recorded: &Recorded,
     failure: &Failure,
     writing: &FailureWriting<'_>,
-) -> Result<Vec<Kept>, DbError> {
+) -> Result<Vec<KeptDelivery>, DbError> {
     let tenant = tx.tenant().uuid();
     let run = claim.run_id.uuid();
     let [input, output, cached] = columns_of(failure.spent.and_then(|spent| spent.tokens));
@@ -511,7 +509,7 @@ pub async fn finish_failure(
             step(INSERT_LOG, &log.params(&tenant, &run)),
         ])
         .await?;
-    kept(results.first())
+    kept(results.first().map_or(&[], Vec::as_slice))
 }
 
 /// Keeps what a call cost although its run belongs to somebody else by now. Ends the transaction.
@@ -591,7 +589,7 @@ pub(in crate::db) const INSERT_DELIVERIES: &str = concat!(
 
 /// A delivery that was inserted, and is held by its inserter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
+pub struct KeptDelivery {
     /// Which.
     pub id: DeliveryId,
     /// Recipients that are to be left out, in lower case.
@@ -599,15 +597,22 @@ pub struct Kept {
 }
 
 /// The deliveries that [`INSERT_DELIVERIES`] kept.
-pub(in crate::db) fn kept(rows: Option<&Vec<Row>>) -> Result<Vec<Kept>, DbError> {
-    let rows = rows.into_iter().flatten();
-    rows.map(|row| {
-        Ok(Kept {
-            id: DeliveryId::from(column::<Uuid>(row, "id")?),
-            suppressed: column(row, "suppressed")?,
+pub(in crate::db) fn kept(rows: &[Row]) -> Result<Vec<KeptDelivery>, DbError> {
+    rows.iter()
+        .map(|row| {
+            Ok(KeptDelivery {
+                id: DeliveryId::from(column::<Uuid>(row, "id")?),
+                suppressed: column(row, "suppressed")?,
+            })
         })
-    })
-    .collect()
+        .collect()
+}
+
+const GONE_WEBHOOKS: &str = "-- runs::gone_webhooks
+    SELECT url FROM gone_webhooks ORDER BY url LIMIT 1000";
+
+fn urls(rows: &[Row]) -> Result<Vec<String>, DbError> {
+    rows.iter().map(|row| column(row, "url")).collect()
 }
 
 /// An answered call, where $5 says that there was one.

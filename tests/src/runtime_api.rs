@@ -1,7 +1,14 @@
 //! Lambda's runtime API, as a function sees it: it hands out one event after another and takes the
 //! answers (AWS Lambda Developer Guide, "Using the Lambda runtime API for custom runtimes").
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "only tests call this, and a test may panic"
+)]
+
 use std::{
+    path::Path as FilePath,
     process::Stdio,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -16,28 +23,31 @@ use axum::{
     routing::{get, post},
 };
 use serde_json::Value;
-use tests::program;
 use tokio::{
     process::{Child, Command},
     sync::{Mutex, mpsc},
     time::timeout,
 };
 
+use crate::program;
+
 /// Starting a program on a busy machine.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 /// What an invocation came to.
 #[derive(Debug)]
-pub(crate) struct Answered {
-    pub(crate) ok: bool,
-    pub(crate) body: Value,
+pub struct Answered {
+    /// The function gave an answer, and no error.
+    pub ok: bool,
+    /// What it said.
+    pub body: Value,
 }
 
 /// A running function. It ends with its test.
-pub(crate) struct Function {
+pub struct Function {
     events: mpsc::Sender<Vec<u8>>,
     answers: mpsc::Receiver<Answered>,
-    _child: Child,
+    child: Child,
 }
 
 struct Api {
@@ -47,7 +57,23 @@ struct Api {
 
 impl Function {
     /// Starts the program of that name with this environment and no other.
-    pub(crate) async fn start(name: &str, environment: &[(&'static str, String)]) -> Self {
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub async fn start(name: &str, environment: &[(&'static str, String)]) -> Self {
+        Self::launch(&program(name).unwrap(), &[], name, environment).await
+    }
+
+    /// Starts any program with these arguments.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub async fn launch(
+        program: &FilePath,
+        arguments: &[&str],
+        name: &str,
+        environment: &[(&'static str, String)],
+    ) -> Self {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
             .await
             .unwrap();
@@ -67,7 +93,8 @@ impl Function {
             .route("/2018-06-01/runtime/invocation/{id}/error", post(error))
             .with_state(api);
         tokio::spawn(async move { axum::serve(listener, router).await });
-        let child = Command::new(program(name).unwrap())
+        let child = Command::new(program)
+            .args(arguments)
             .env_clear()
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .env("AWS_LAMBDA_RUNTIME_API", address)
@@ -81,17 +108,31 @@ impl Function {
         Self {
             events,
             answers,
-            _child: child,
+            child,
         }
     }
 
+    /// Its process, while it runs.
+    #[must_use]
+    pub fn process_id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Invokes it with an event file.
-    pub(crate) async fn invoke(&mut self, event: &str) -> Answered {
+    ///
+    /// # Panics
+    /// When there is no such file, or no answer.
+    pub async fn invoke(&mut self, event: &str) -> Answered {
         let path = format!("{}/events/{event}.json", env!("CARGO_MANIFEST_DIR"));
-        self.events
-            .send(std::fs::read(path).unwrap())
-            .await
-            .unwrap();
+        self.invoke_with(std::fs::read(path).unwrap()).await
+    }
+
+    /// Invokes it with an event.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub async fn invoke_with(&mut self, event: Vec<u8>) -> Answered {
+        self.events.send(event).await.unwrap();
         let answer = timeout(ANSWER_LIMIT, self.answers.recv()).await;
         answer.expect("an answer in time").unwrap()
     }

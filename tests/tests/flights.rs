@@ -1,0 +1,380 @@
+//! Transactions of several tenants that are sent together: each keeps or loses its own work alone.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests may panic")]
+
+use std::time::Duration;
+
+use chrono::{DurationRound, TimeDelta, Utc};
+use futures_util::future::join_all;
+use serde_json::json;
+use shared::db::{
+    DbError, TenantTx,
+    runs::{self, Claim, Glance, Writing},
+};
+use shared::ids::{PromptId, RunId};
+use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
+use tests::stage::{Stage, Tenant, prompt, tenant};
+use tests::tap::Tap;
+use tests::worker::{LONG_MS, answer, enqueue, fire, fire_locked, intent, plan, settle, succeed};
+use tests::{connect, database_url};
+
+/// More than one flight takes.
+const MANY: usize = 40;
+
+/// Answers are held back for so long, so that flights fill.
+const HELD_BACK: Duration = Duration::from_millis(10);
+
+struct Field {
+    tap: Tap,
+    stage: Stage,
+    sides: Vec<(Tenant, PromptId)>,
+}
+
+impl Field {
+    /// That many tenants, each with a prompt that is due.
+    async fn new(tenants: usize) -> Self {
+        let tap = Tap::open(HELD_BACK).await.unwrap();
+        let stage = Stage::behind(&tap, 4).await.unwrap();
+        let mut sides = Vec::new();
+        for n in 0..tenants {
+            let tenant = tenant(&stage.db, &format!("t{n}")).await.unwrap();
+            sides.push((tenant, due(&stage, tenant).await));
+        }
+        Self { tap, stage, sides }
+    }
+
+    /// All fire at once.
+    async fn claims(&self) -> Vec<Claim> {
+        let db = &self.stage.db;
+        let fired = self
+            .sides
+            .iter()
+            .map(|(tenant, prompt)| fire(db, tenant.id, *prompt, LONG_MS));
+        let claims = join_all(fired).await.into_iter();
+        claims.map(|claim| claim.unwrap().unwrap()).collect()
+    }
+
+    async fn status(&self, claim: &Claim) -> String {
+        let sql = "SELECT status FROM scheduled_prompt_runs WHERE id = $1 AND tenant_id = $2";
+        let ids = [claim.run_id.uuid(), claim.tenant_id.uuid()];
+        let row = self.stage.admin.query_one(sql, &[&ids[0], &ids[1]]).await;
+        row.unwrap().get(0)
+    }
+}
+
+async fn due(stage: &Stage, tenant: Tenant) -> PromptId {
+    let slot = Utc::now().duration_trunc(TimeDelta::minutes(1)).unwrap();
+    prompt(&stage.db, tenant, &json!({}), Some(slot))
+        .await
+        .unwrap()
+}
+
+async fn record(field: &Field, claim: &Claim) -> Result<(), DbError> {
+    let answer = answer("an answer");
+    let db = &field.stage.db;
+    let recorded = runs::record_output(db, claim, &answer, RunStatus::Succeeded, &[], LONG_MS);
+    recorded.await.map(drop)
+}
+
+#[tokio::test]
+async fn forty_tenants_claim_and_record_in_a_few_flights() {
+    let field = Field::new(MANY).await;
+    // The first prepares what the others use.
+    let (first, _) = field.sides[0];
+    let warm = due(&field.stage, first).await;
+    let claim = fire(&field.stage.db, first.id, warm, LONG_MS)
+        .await
+        .unwrap()
+        .unwrap();
+    record(&field, &claim).await.unwrap();
+    let before = field.tap.turns();
+    let claims = field.claims().await;
+    let recorded = join_all(claims.iter().map(|claim| record(&field, claim))).await;
+    let turns = field.tap.turns() - before;
+    println!("{MANY} runs claimed and recorded in {turns} round trips");
+    assert!(recorded.iter().all(Result::is_ok), "{recorded:?}");
+    for (claim, (tenant, prompt)) in claims.iter().zip(&field.sides) {
+        assert_eq!((claim.tenant_id, claim.prompt_id), (tenant.id, *prompt));
+        assert_eq!(field.status(claim).await, "succeeded");
+    }
+    assert!(turns <= MANY / 2, "{turns} round trips for {MANY} runs");
+}
+
+#[tokio::test]
+async fn one_that_fails_takes_back_its_own_work_and_no_others() {
+    let field = Field::new(10).await;
+    let mut claims = field.claims().await;
+    // One lost its lease, one is another tenant's, one names no run at all.
+    claims[3].fence -= 1;
+    claims[5].tenant_id = field.sides[6].0.id;
+    claims[7].run_id = RunId::new();
+    let recorded = join_all(claims.iter().map(|claim| record(&field, claim))).await;
+    for (n, (recorded, claim)) in recorded.iter().zip(&claims).enumerate() {
+        if [3, 5, 7].contains(&n) {
+            assert!(
+                matches!(recorded, Err(DbError::StaleLease)),
+                "{n}: {recorded:?}"
+            );
+        } else {
+            assert!(recorded.is_ok(), "{n}: {recorded:?}");
+            assert_eq!(field.status(claim).await, "succeeded");
+        }
+    }
+    let untouched =
+        "SELECT count(*) FROM scheduled_prompt_runs WHERE status = 'running' AND output IS NULL";
+    assert_eq!(field.stage.count(untouched).await.unwrap(), 3);
+    let counted = "SELECT count(*) FROM scheduled_prompts WHERE success_count = 1";
+    assert_eq!(field.stage.count(counted).await.unwrap(), 7);
+    let logged = "SELECT count(*) FROM run_logs WHERE message = 'model answered'";
+    assert_eq!(field.stage.count(logged).await.unwrap(), 7);
+    // The connections go on, and whose turn it is now finds its own.
+    let (tenant, prompt) = field.sides[3];
+    claims[3].fence += 1;
+    record(&field, &claims[3]).await.unwrap();
+    assert_eq!(
+        enqueue(&field.stage.db, tenant.id, prompt, RunTrigger::Manual)
+            .await
+            .unwrap()
+            .iter()
+            .len(),
+        1
+    );
+}
+
+/// A prompt that somebody else has locked must not hold up the other tenants of its flight.
+#[tokio::test]
+async fn one_that_waits_for_a_lock_lets_the_others_go() {
+    let field = Field::new(10).await;
+    let claims = field.claims().await;
+    let blocker = connect(&database_url(&field.stage.name)).await.unwrap();
+    let sql = format!(
+        "BEGIN; SELECT FROM scheduled_prompts WHERE id = '{}' FOR UPDATE",
+        claims[4].prompt_id
+    );
+    blocker.batch_execute(&sql).await.unwrap();
+    let others = async {
+        let rest = claims.iter().enumerate().filter(|(n, _)| *n != 4);
+        let recorded = join_all(rest.map(|(_, claim)| record(&field, claim))).await;
+        assert!(recorded.iter().all(Result::is_ok), "{recorded:?}");
+        // Nobody lets go of the lock before all others are through.
+        assert_eq!(field.status(&claims[4]).await, "running");
+        blocker.batch_execute("COMMIT").await.unwrap();
+    };
+    let (waited, ()) = tokio::join!(record(&field, &claims[4]), others);
+    waited.unwrap();
+    assert_eq!(field.status(&claims[4]).await, "succeeded");
+}
+
+#[tokio::test]
+async fn one_that_is_dropped_on_the_way_harms_nobody() {
+    let field = Field::new(10).await;
+    let claims = field.claims().await;
+    let connections = field.tap.connections();
+    let all = join_all(claims.iter().enumerate().map(async |(n, claim)| {
+        // Before it leaves, while it is under way, and never.
+        let limit = match n % 3 {
+            0 => Duration::ZERO,
+            1 => HELD_BACK / 2,
+            _ => Duration::from_secs(60),
+        };
+        tokio::time::timeout(limit, record(&field, claim))
+            .await
+            .ok()
+    }));
+    for (n, recorded) in all.await.into_iter().enumerate() {
+        if n % 3 == 2 {
+            recorded.unwrap().unwrap();
+        }
+    }
+    // Whatever was dropped was kept whole or not at all, and the next one of each tenant goes well.
+    let torn = "SELECT count(*) FROM scheduled_prompt_runs r JOIN scheduled_prompts p ON p.id = r.prompt_id
+                 WHERE (r.status = 'succeeded') <> (p.success_count = 1)
+                    OR (r.status = 'succeeded') <> EXISTS (SELECT FROM run_logs l WHERE l.run_id = r.id
+                                                              AND l.message = 'model answered')";
+    assert_eq!(field.stage.count(torn).await.unwrap(), 0);
+    for claim in &claims {
+        match record(&field, claim).await {
+            Ok(()) | Err(DbError::StaleLease) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+        assert_eq!(field.status(claim).await, "succeeded");
+    }
+    assert_eq!(field.stage.count(torn).await.unwrap(), 0);
+    assert_eq!(
+        field.tap.connections(),
+        connections,
+        "a clean connection was thrown away"
+    );
+}
+
+/// What the next borrower finds on the connection of a flight: no tenant, and no transaction.
+#[tokio::test]
+async fn a_flight_leaves_nothing_on_its_connection() {
+    let field = Field::new(3).await;
+    let mut claims = field.claims().await;
+    claims[1].fence -= 1;
+    join_all(claims.iter().map(|claim| record(&field, claim))).await;
+    let sql =
+        "SELECT current_setting('app.current_tenant_id', true), current_setting('lock_timeout'),
+                      count(*) FROM scheduled_prompts";
+    for connection in 0..field.tap.connections() {
+        let Ok(rows) = field.tap.ask(connection, sql).await else {
+            continue;
+        };
+        // The connections of the other role may not even read the table.
+        let Some([tenant, lock_timeout, seen]) = rows.first().map(Vec::as_slice) else {
+            continue;
+        };
+        let found = (
+            tenant.as_deref().unwrap_or_default(),
+            lock_timeout.as_deref(),
+            seen.as_deref(),
+        );
+        assert_eq!(found, ("", Some("5s"), Some("0")));
+    }
+}
+
+async fn glance(field: &Field) -> Glance {
+    let (tenant, prompt) = field.sides[0];
+    let seen = runs::glance(&field.stage.db, tenant.id, prompt).await;
+    seen.unwrap().unwrap()
+}
+
+async fn write(field: &Field, glance: &Glance) -> Result<Option<Claim>, DbError> {
+    let (plan, intent) = (plan(&glance.due), intent(LONG_MS));
+    let writing = Writing {
+        plan: &plan,
+        attempts_max: 1,
+        run_id: RunId::new(),
+        intent: Some(&intent),
+        dropped: None,
+    };
+    let tenant = field.sides[0].0.id;
+    runs::write_glanced(&field.stage.db, tenant, glance, &writing).await
+}
+
+#[tokio::test]
+async fn what_was_seen_is_written_only_while_it_is_so() {
+    let changes = [
+        "UPDATE scheduled_prompts SET status = 'paused', status_reason = 'user'",
+        "UPDATE scheduled_prompts SET next_run_at = next_run_at - interval '1 minute'",
+        "UPDATE scheduled_prompts SET generation = generation + 1",
+        "UPDATE scheduled_prompts SET max_runs = 1",
+        "UPDATE scheduled_prompts SET deleted_at = now()",
+        "UPDATE scheduled_prompts SET success_count = success_count + 1",
+    ];
+    for change in changes {
+        let field = Field::new(1).await;
+        let seen = glance(&field).await;
+        field.stage.admin.batch_execute(change).await.unwrap();
+        let written = write(&field, &seen).await;
+        assert!(
+            matches!(written, Err(DbError::StaleLook)),
+            "{change}: {written:?}"
+        );
+        let runs = "SELECT count(*) FROM scheduled_prompt_runs";
+        assert_eq!(field.stage.count(runs).await.unwrap(), 0, "{change}");
+    }
+    // A run that came between is in the way.
+    let field = Field::new(1).await;
+    let seen = glance(&field).await;
+    let (tenant, prompt) = field.sides[0];
+    let db = &field.stage.db;
+    enqueue(db, tenant.id, prompt, RunTrigger::Manual)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(matches!(
+        write(&field, &seen).await,
+        Err(DbError::StaleLook)
+    ));
+    // So is another look that was quicker.
+    let (first, second) = (glance(&field).await, glance(&field).await);
+    assert!(write(&field, &first).await.unwrap().is_some());
+    assert!(matches!(
+        write(&field, &second).await,
+        Err(DbError::StaleLook)
+    ));
+    // And what did not change is written.
+    let field = Field::new(1).await;
+    let seen = glance(&field).await;
+    let claim = write(&field, &seen).await.unwrap().unwrap();
+    assert_eq!(field.status(&claim).await, "running");
+}
+
+/// Many looks at the same prompts at once, with and without a lock: one run a slot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn looks_that_race_make_one_run_a_slot() {
+    let field = Field::new(6).await;
+    let db = &field.stage.db;
+    let raced = (0..8).flat_map(|n| {
+        field.sides.iter().map(move |(tenant, prompt)| async move {
+            if n % 2 == 0 {
+                fire(db, tenant.id, *prompt, LONG_MS).await
+            } else {
+                fire_locked(db, tenant.id, *prompt, LONG_MS).await
+            }
+        })
+    });
+    let claims: Vec<_> = join_all(raced)
+        .await
+        .into_iter()
+        .filter_map(Result::unwrap)
+        .collect();
+    assert_eq!(claims.len(), field.sides.len());
+    let doubled = "SELECT count(*) FROM (SELECT FROM scheduled_prompt_runs
+                    GROUP BY prompt_id, scheduled_for HAVING count(*) > 1) d";
+    assert_eq!(field.stage.count(doubled).await.unwrap(), 0);
+    let counted = "SELECT count(*) FROM scheduled_prompts WHERE run_count = 1";
+    assert_eq!(field.stage.count(counted).await.unwrap(), 6);
+}
+
+/// The last delivery ends its run, whoever is last and however close they come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deliveries_that_settle_together_end_their_run_once() {
+    let field = Field::new(8).await;
+    let db = &field.stage.db;
+    let mut all = Vec::new();
+    for claim in field.claims().await {
+        all.push((claim, succeed(db, &claim, 3).await.unwrap()));
+    }
+    let settling = all.iter().enumerate().flat_map(|(n, (_, sent))| {
+        sent.iter().enumerate().map(move |(m, one)| {
+            // Of every second run one delivery comes to nothing.
+            let fails = n % 2 == 1 && m == 1;
+            let status = if fails {
+                DeliveryStatus::Exhausted
+            } else {
+                DeliveryStatus::Delivered
+            };
+            settle(db, one, status)
+        })
+    });
+    let ended = join_all(settling)
+        .await
+        .into_iter()
+        .filter_map(|stand| stand.unwrap().status);
+    let ended: Vec<_> = ended.collect();
+    assert_eq!(ended.len(), 8, "{ended:?}");
+    for (n, (claim, _)) in all.iter().enumerate() {
+        let expected = if n % 2 == 1 { "failed" } else { "succeeded" };
+        assert_eq!(field.status(claim).await, expected);
+    }
+    let counted = "SELECT count(*) FROM scheduled_prompts WHERE success_count + failure_count = 1
+                      AND consecutive_failures = failure_count";
+    assert_eq!(field.stage.count(counted).await.unwrap(), 8);
+}
+
+/// A connection that was lost between two flights is not used for the next.
+#[tokio::test]
+async fn a_lost_connection_is_replaced_within_the_call() {
+    let field = Field::new(5).await;
+    let claims = field.claims().await;
+    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                 WHERE usename = 'carillon_app' AND datname = current_database()";
+    field.stage.admin.execute(kill, &[]).await.unwrap();
+    let recorded = join_all(claims.iter().map(|claim| record(&field, claim))).await;
+    assert!(recorded.iter().all(Result::is_ok), "{recorded:?}");
+    let tx: TenantTx = field.stage.tx(field.sides[0].0.id).await.unwrap();
+    tx.commit().await.unwrap();
+}
