@@ -29,3 +29,12 @@ pub fn init(reader: Reader, level: &str) {
         Reader::Person => builder.with_writer(std::io::stderr).try_init(),
     };
 }
+
+/// What lies behind an error, in one line.
+#[must_use]
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(error.source(), |&cause| cause.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}

@@ -16,6 +16,7 @@ use shared::{
     db::DbError,
     message::{self, Message, WakeUp},
     queue::DeadLetters,
+    telemetry,
 };
 use tokio::{
     task::{Id, JoinSet},
@@ -145,7 +146,7 @@ impl Worker {
             // Somebody else is at it, which is as good.
             Err(DbError::StaleLease) => Fate::Done,
             Err(error) => {
-                let causes = causes(&error);
+                let causes = telemetry::causes(&error);
                 error!(message.id = taken.id, tenant.id = %tenant_id, %error, causes, "wake-up failed; it goes back");
                 if error.is_transient() {
                     Fate::Returned
@@ -208,13 +209,4 @@ fn unreadable_word(unreadable: &message::Unreadable) -> &'static str {
         message::Unreadable::OtherVersion(_) => "other_version",
         message::Unreadable::OtherShape => "other_shape",
     }
-}
-
-/// What lies behind an error, in one line.
-fn causes(error: &DbError) -> String {
-    let first = std::error::Error::source(error);
-    std::iter::successors(first, |cause| cause.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }

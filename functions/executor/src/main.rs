@@ -95,7 +95,6 @@ async fn worker(config: Config, aws: &SdkConfig) -> anyhow::Result<Worker> {
         db,
         queue: Queue::Sqs(Sqs::new(aws, config.queue_url, WAKE_UP_LIMIT)),
         models,
-
         sender: Sender::new(mailer, storage, Guarded::new(config.outbound)?),
         sealer: config.sealing.into_sealer(aws),
         catalog: config.catalog,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 /// What follows a model's answer takes at most so long: it is recorded, and each delivery is tried
-/// once (a webhook has 15 s, a file 30 s).
+/// once (a webhook and an object have 15 s, an email of SES 20 s, a file 30 s).
 pub const FINISH_MAX: Duration = Duration::from_secs(40);
 
 /// The instant at which this process is to be done, if there is one.

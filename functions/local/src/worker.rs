@@ -9,6 +9,7 @@ use shared::{
     message::WakeUp,
     queue::{Queue, WakeUps},
     scheduler::Scheduler,
+    telemetry,
 };
 use tokio::{
     task::{JoinError, JoinSet},
@@ -78,7 +79,7 @@ pub(crate) async fn sweep(executor: Arc<Executor>, queue: Queue, stop: Cancellat
 
 async fn handle(executor: Arc<Executor>, wake_up: WakeUp) {
     if let Err(error) = executor.handle(wake_up).await {
-        let causes = causes(&error);
+        let causes = telemetry::causes(&error);
         error!(%error, causes, "wake-up failed; the sweeper will find the work again");
     }
 }
@@ -105,13 +106,4 @@ fn note(ended: Result<(), JoinError>) {
     if let Err(error) = ended {
         error!(%error, "a wake-up's task panicked; what it held comes back when its lease ends");
     }
-}
-
-/// What lies behind an error, in one line.
-fn causes(error: &DbError) -> String {
-    let first = std::error::Error::source(error);
-    std::iter::successors(first, |cause| cause.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }

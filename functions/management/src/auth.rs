@@ -272,7 +272,7 @@ fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
     let value = headers.get(header::AUTHORIZATION).ok_or_else(|| {
         ApiError::unauthorized(
             "missing_key",
-            "the request has no key; send it in the header Authorization, after the word Bearer",
+            "the request has no key or token; send one in the header Authorization, after the word Bearer",
         )
     })?;
     let (scheme, key) = value

@@ -79,7 +79,6 @@ impl Config {
                 platform_key,
                 sealing: sealing?,
                 oidc,
-
                 catalog,
             })
         })();
@@ -187,7 +186,6 @@ mod tests {
             ("CARILLON_OIDC_ISSUER", "http://hunter2.example"),
             ("CARILLON_SEALING_KEY", "hunter2"),
             ("CARILLON_MODELS", "nonsense"),
-            ("CARILLON_QUEUE_URL", "hunter2"),
             ("CARILLON_DATABASE_CONNECTIONS_MAX", "hunter2"),
         ])
         .unwrap_err();
@@ -204,7 +202,6 @@ mod tests {
             "CARILLON_OIDC_AUDIENCE is not set, but CARILLON_OIDC_ISSUER is",
             "CARILLON_SEALING_KEY",
             "CARILLON_MODELS",
-            "CARILLON_QUEUE_URL must be",
             "CARILLON_DATABASE_CONNECTIONS_MAX must be",
         ] {
             assert!(told.contains(name), "{name}: {told}");

@@ -8,9 +8,9 @@ pub mod config;
 mod invocation;
 
 use anyhow::{Result, bail};
-use aws_config::SdkConfig;
 use serde_json::{Value, json};
 use shared::{
+    aws::SdkConfig,
     db::migrate::{self, Secrets},
     secrets::SecretsManager,
 };

@@ -1,12 +1,9 @@
 //! The migration on AWS Lambda: a custom resource of the stack, which the other functions wait for.
 
-use std::time::SystemTime;
-
 use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
 use migrate::{Migration, config::Config};
 use serde_json::Value;
 use shared::{aws, telemetry};
-use tokio::time::Instant;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
@@ -14,8 +11,7 @@ async fn main() -> anyhow::Result<()> {
     telemetry::init(telemetry::Reader::Machine, "info");
     let migration = Migration::new(config, &aws::config().await)?;
     let handler = service_fn(async |event: LambdaEvent<Value>| {
-        let left = event.context.deadline().duration_since(SystemTime::now());
-        let deadline = Instant::now() + left.unwrap_or_default();
+        let deadline = aws::deadline(event.context.deadline());
         let worked = migration.work(&event.payload, deadline).await;
         // Whoever calls by hand reads this.
         worked.map_err(|error| Diagnostic {

@@ -37,8 +37,6 @@ pub struct Consumed {
     pub ended: usize,
     /// Letters that were deleted.
     pub deleted: usize,
-    /// Letters that stay, because the database did not answer.
-    pub kept: usize,
 }
 
 /// Why a pass stopped before its end.
@@ -107,10 +105,7 @@ pub(crate) async fn each(
                     consumed.ended += ended;
                     done.push(letter);
                 }
-                Err(error) => {
-                    consumed.kept += 1;
-                    failed = Some(error);
-                }
+                Err(error) => failed = Some(error),
             }
         }
         consumed.deleted += queue.delete(&done).await?;

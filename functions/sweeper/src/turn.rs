@@ -14,6 +14,7 @@ use shared::{
     ids::TenantId,
     queue::{DeadLetters, Queue},
     scheduler::Scheduler,
+    telemetry,
 };
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
@@ -84,7 +85,7 @@ impl Sweeper {
         let stop = deadline.checked_sub(ANSWER_MARGIN).unwrap_or(deadline);
         let mut failed = Vec::new();
         let mut note = |part: &'static str, error: PartError| {
-            let causes = causes(&error);
+            let causes = telemetry::causes(&error);
             error!(part, %error, causes, "a part of the sweep failed; the next sweep does it again");
             failed.push(part);
         };
@@ -203,13 +204,4 @@ impl Sweeper {
 
 async fn in_time<T>(stop: Instant, work: impl Future<Output = T>) -> Result<T, PartError> {
     timeout_at(stop, work).await.map_err(|_| PartError::Late)
-}
-
-/// What lies behind an error, in one line.
-fn causes(error: &PartError) -> String {
-    let first = std::error::Error::source(error);
-    std::iter::successors(first, |cause| cause.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }

@@ -53,22 +53,6 @@ pub enum Failed {
     Refused,
 }
 
-impl Failed {
-    /// Whether the call may take effect although it failed, now or a little later.
-    #[must_use]
-    pub fn outcome_unknown(self) -> bool {
-        match self {
-            Self::Unavailable | Self::TimedOut | Self::Unreachable | Self::Garbled => true,
-            Self::Throttled
-            | Self::NotConnected
-            | Self::NotSent
-            | Self::Denied
-            | Self::Conflict
-            | Self::Refused => false,
-        }
-    }
-}
-
 impl Failure {
     /// The deadline passed while the call was under way.
     #[must_use]

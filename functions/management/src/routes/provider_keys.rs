@@ -38,7 +38,7 @@ pub(super) fn router() -> OpenApiRouter<App> {
 /// List provider keys
 ///
 /// Which providers the tenant calls with a key of its own. Never a key: its fingerprint is the first
-/// twelve hexadecimal digits of its SHA-256. Needs an owner's key.
+/// twelve hexadecimal digits of its SHA-256. Needs an owner.
 #[utoipa::path(
     get, path = "/v1/provider-keys", tag = "tenant",
     params(
@@ -68,7 +68,7 @@ async fn list_provider_keys(
 ///
 /// From now on, or within a minute, the tenant's runs call the provider with this key and are paid
 /// by its account. It is stored sealed and never shown again. Bedrock is called with the rights of the
-/// installation and takes no key. Needs an owner's key.
+/// installation and takes no key. Needs an owner.
 #[utoipa::path(
     put, path = "/v1/provider-keys/{provider}", tag = "tenant",
     params(
@@ -117,7 +117,7 @@ async fn put_provider_key(
 /// Delete a provider key
 ///
 /// Within a minute the tenant's runs call the provider with the installation's key again, if it has
-/// one. Needs an owner's key.
+/// one. Needs an owner.
 #[utoipa::path(
     delete, path = "/v1/provider-keys/{provider}", tag = "tenant",
     params(("provider" = String, Path, pattern = "^(openai|anthropic)$", description = "Whose key it is")),

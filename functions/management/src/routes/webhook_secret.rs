@@ -29,7 +29,7 @@ pub(super) fn router() -> OpenApiRouter<App> {
 /// Read the webhook secret's age
 ///
 /// When the secret was rotated, and whether the one before it still signs. Never the secret. Needs an
-/// owner's key.
+/// owner.
 #[utoipa::path(
     get, path = "/v1/webhook-secret", tag = "tenant",
     responses((status = 200, description = "Its age", body = SecretView))
@@ -55,7 +55,7 @@ async fn get_secret(
 /// Rotate the webhook secret
 ///
 /// Makes a new secret and shows it once. The one before it signs beside it for 24 hours. Needs an
-/// owner's key.
+/// owner.
 #[utoipa::path(
     post, path = "/v1/webhook-secret/rotate", tag = "tenant",
     responses((status = 200, description = "The new secret", body = NewSecretView))
