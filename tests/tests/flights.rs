@@ -262,6 +262,7 @@ async fn what_was_seen_is_written_only_while_it_is_so() {
         "UPDATE scheduled_prompts SET max_runs = 1",
         "UPDATE scheduled_prompts SET deleted_at = now()",
         "UPDATE scheduled_prompts SET success_count = success_count + 1",
+        "UPDATE scheduled_prompts SET run_count = run_count + 1",
     ];
     for change in changes {
         let field = Field::new(1).await;

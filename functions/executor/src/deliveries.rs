@@ -53,8 +53,8 @@ pub(crate) fn keep(prepared: &mut Vec<Prepared>, kept: &[KeptDelivery]) {
     });
 }
 
-/// Renders a run's output, completed just now, for each of its destinations. `stored_key` is where it lies already, if
-/// it is too long for its row.
+/// Renders a run's output, completed just now, for each of its destinations. `stored_key` is where it
+/// lies already, if it is too long for its row.
 pub(crate) fn prepare(
     executor: &Executor,
     claim: &Claim,

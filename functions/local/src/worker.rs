@@ -5,7 +5,6 @@ use std::{sync::Arc, time::Duration};
 use executor::Executor;
 use shared::{
     bus::{self, Bus},
-    db::DbError,
     message::WakeUp,
     queue::{Queue, WakeUps},
     scheduler::Scheduler,

@@ -1,6 +1,6 @@
 //! Finds what no wake-up has found: late slots, queued runs whose time has come, expired leases,
-//! due delivery retries, dead letters, bounced emails, changes that the scheduler's entries do not follow, and what
-//! retention lets go.
+//! due delivery retries, dead letters, bounced emails, changes that the scheduler's entries do not
+//! follow, and what retention lets go.
 //!
 //! It decides nothing about a run that can still go on: it sends wake-ups, and the executor looks
 //! under a lock. What came to nothing too often is ended, see [`dead_letters`].

@@ -53,6 +53,25 @@ pub enum Failed {
     Refused,
 }
 
+impl Failed {
+    /// Its word in logs, and where the service gave no code.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Throttled => "throttled",
+            Self::Unavailable => "unavailable",
+            Self::TimedOut => "timeout",
+            Self::NotConnected => "not_connected",
+            Self::Unreachable => "unreachable",
+            Self::Garbled => "garbled",
+            Self::NotSent => "not_sent",
+            Self::Denied => "denied",
+            Self::Conflict => "conflict",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 impl Failure {
     /// The deadline passed while the call was under way.
     #[must_use]

@@ -8,14 +8,14 @@ use std::time::Duration;
 use aws_config::SdkConfig;
 use aws_sdk_eventbridge::{
     Client,
-    config::{http::HttpResponse, retry::RetryConfig, timeout::TimeoutConfig},
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    config::{retry::RetryConfig, timeout::TimeoutConfig},
     primitives::DateTime,
     types::{PutEventsRequestEntry, PutEventsResultEntry},
 };
 use tokio::time::{Instant, timeout_at};
 
 use super::entry::{Entry, SOURCE};
+use crate::aws::{Failed, Failure};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -26,27 +26,13 @@ const BACKOFF: Duration = Duration::from_millis(50);
 /// The longest name or ARN of a bus (EventBridge API Reference, "PutEventsRequestEntry").
 const NAME_BYTES_MAX: usize = 1600;
 
-/// Refusals with a status of 400 that every call would meet: too many calls, wrong or missing rights,
-/// and a bus that is not there (EventBridge API Reference, "PutEvents" and "Common Errors").
-const OF_BUS: [&str; 18] = [
-    "AccessDenied",
-    "AccessDeniedException",
-    "ExpiredTokenException",
-    "IncompleteSignature",
+/// Codes of its own that every call would meet (EventBridge API Reference, "PutEvents"): the bus is
+/// not there, its quota is used up, or this operation is closed to the account.
+const OF_BUS: [&str; 4] = [
     "InternalException",
-    "InternalFailure",
-    "InvalidClientTokenId",
-    "InvalidSignatureException",
     "LimitExceededException",
-    "NotAuthorized",
     "OperationDisabledException",
-    "OptInRequired",
-    "RequestExpired",
     "ResourceNotFoundException",
-    "ServiceUnavailable",
-    "ThrottlingException",
-    "TooManyRequestsException",
-    "UnrecognizedClientException",
 ];
 
 /// A bus of EventBridge.
@@ -119,13 +105,8 @@ impl EventBridge {
         let entries = batch.iter().map(|entry| self.entry(entry)).collect();
         let call = self.client.put_events().set_entries(Some(entries)).send();
         let answer = match timeout_at(deadline, call).await {
-            Ok(answer) => answer.map_err(|error| fault(&error))?,
-            Err(_) => {
-                return Err(Fault::OfBus {
-                    code: "timeout".to_owned(),
-                    detail: "no time is left for the call".to_owned(),
-                });
-            }
+            Ok(answer) => answer.map_err(|error| fault(Failure::of(&error)))?,
+            Err(_) => return Err(fault(Failure::deadline())),
         };
         let said: Vec<Said> = answer.entries().iter().map(said).collect();
         if said.len() == batch.len() {
@@ -186,31 +167,20 @@ fn said(entry: &PutEventsResultEntry) -> Said {
     }
 }
 
-/// The errors of a call ("PutEvents", "Common Errors").
-fn fault<E>(error: &SdkError<E, HttpResponse>) -> Fault
-where
-    E: ProvideErrorMetadata + std::error::Error + 'static,
-{
-    let detail = DisplayErrorContext(error).to_string();
-    let (code, is_of_bus) = match error {
-        SdkError::ServiceError(refusal) => {
-            let code = refusal.err().code().unwrap_or("unknown");
-            // A refusal that no page names may be of one entry alone.
-            let may_be_of_request = matches!(refusal.raw().status().as_u16(), 400 | 413 | 422);
-            (code, !may_be_of_request || OF_BUS.contains(&code))
-        }
-        SdkError::TimeoutError(_) => ("timeout", true),
-        SdkError::DispatchFailure(_) => ("unreachable", true),
-        SdkError::ResponseError(_) => ("garbled", true),
-        SdkError::ConstructionFailure(_) => ("not_sent", true),
-        // The client's own list may grow.
-        _ => ("unknown", true),
+/// The errors of a call. A refusal that no page names may be of one entry alone.
+fn fault(failure: Failure) -> Fault {
+    let of_request = failure.failed == Failed::Refused
+        && matches!(failure.status, Some(400 | 413 | 422))
+        && !OF_BUS.contains(&failure.code.as_str());
+    let code = match failure.code.as_str() {
+        "" => failure.failed.as_str().to_owned(),
+        code => code.to_owned(),
     };
-    let code = code.to_owned();
-    if is_of_bus {
-        return Fault::OfBus { code, detail };
+    let detail = failure.detail;
+    if of_request {
+        return Fault::OfRequest { code, detail };
     }
-    Fault::OfRequest { code, detail }
+    Fault::OfBus { code, detail }
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 //!
 //! Nothing outside this module can run a statement: the methods that do are visible to `db` alone.
 //! A tenant's rows are reached through a [`TenantTx`], or a whole transaction of the same kind in a
-//! flight, and nothing else; what must see all tenants
-//! (the lookup of an API key, the search for due work) is a short list of functions in the
-//! database, called from [`system`] on a connection that may do nothing else.
+//! flight, and nothing else; what must see all tenants (the lookup of an API key, the search for due
+//! work) is a short list of functions in the database, called from [`system`] on a connection that
+//! may do nothing else.
 
 pub mod audit;
 pub mod auth;

@@ -15,8 +15,8 @@ const FAILED: u8 = 2;
 /// A transaction bound to a tenant by `app.current_tenant_id`, which row-level security reads.
 ///
 /// What cleans the session, `BEGIN` and the setting travel with the first statement, and `COMMIT` may
-/// travel with the last, so that a short transaction costs two round trips. Dropped without a commit, it takes its
-/// connection out of the pool and closes it: the server rolls back.
+/// travel with the last, so that a short transaction costs two round trips. Dropped without a commit,
+/// it takes its connection out of the pool and closes it: the server rolls back.
 pub struct TenantTx {
     connection: Option<Object>,
     tenant: TenantId,

@@ -15,6 +15,7 @@ use aws_sdk_sqs::{
 use tokio::time::timeout;
 
 use super::sqs::{BATCH_MAX, QueueError, client};
+use crate::aws::Failure;
 
 /// How long a letter that was taken is ours alone. One that is not deleted comes again after it.
 const VISIBILITY_S: i32 = 120;
@@ -84,8 +85,8 @@ impl DeadLetters {
             .message_attributes(WAS, text(if id.is_empty() { "none" } else { id })?)
             .send();
         match timeout(BURY_LIMIT, call).await {
-            Ok(answer) => answer.map(drop).map_err(|error| QueueError::of(&error)),
-            Err(_) => Err(QueueError::late()),
+            Ok(answer) => answer.map(drop).map_err(|error| Failure::of(&error).into()),
+            Err(_) => Err(Failure::deadline().into()),
         }
     }
 
@@ -105,7 +106,7 @@ impl DeadLetters {
             .message_attribute_names("All")
             .send()
             .await
-            .map_err(|error| QueueError::of(&error))?;
+            .map_err(|error| Failure::of(&error))?;
         Ok(answer
             .messages
             .unwrap_or_default()
@@ -138,7 +139,7 @@ impl DeadLetters {
                 .set_entries(Some(entries?))
                 .send()
                 .await
-                .map_err(|error| QueueError::of(&error))?;
+                .map_err(|error| Failure::of(&error))?;
             gone += answer.successful().len();
         }
         Ok(gone)

@@ -7,8 +7,8 @@ use std::time::Duration;
 use aws_config::SdkConfig;
 use aws_sdk_sqs::{
     Client,
-    config::{http::HttpResponse, retry::RetryConfig, timeout::TimeoutConfig},
-    error::{BuildError, DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    config::{retry::RetryConfig, timeout::TimeoutConfig},
+    error::BuildError,
     types::SendMessageBatchRequestEntry,
 };
 use futures_util::{StreamExt, stream};
@@ -16,7 +16,10 @@ use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-use crate::message::{self, WakeUp};
+use crate::{
+    aws::Failure,
+    message::{self, WakeUp},
+};
 
 /// Messages of one call at the most (SQS API Reference, "SendMessageBatch").
 pub(super) const BATCH_MAX: usize = 10;
@@ -42,10 +45,13 @@ pub struct Sqs {
 
 /// Why a call of SQS came to nothing. Its text holds nothing of a message.
 #[derive(Debug, Error)]
-#[error("the queue did not answer as it should ({code}): {detail}")]
-pub struct QueueError {
-    code: String,
-    detail: String,
+pub enum QueueError {
+    /// SQS refused it, or did not answer.
+    #[error("the queue did not answer as it should: {0}")]
+    Call(#[from] Failure),
+    /// The client does not take what it was given.
+    #[error("a call of the queue cannot be put together: {0}")]
+    Malformed(#[from] BuildError),
 }
 
 impl Sqs {
@@ -84,7 +90,7 @@ impl Sqs {
         if Instant::now() >= deadline {
             return 0;
         }
-        let entries: Result<Vec<_>, _> = (0..)
+        let entries: Result<Vec<_>, BuildError> = (0..)
             .zip(&wake_ups)
             .map(|(place, wake_up)| entry(place, *wake_up, delay_s))
             .collect();
@@ -95,11 +101,11 @@ impl Sqs {
                 .set_entries(Some(entries?))
                 .send()
                 .await
-                .map_err(|error| QueueError::of(&error))
+                .map_err(|error| QueueError::from(Failure::of(&error)))
         };
         let answer = match timeout_at(deadline, call).await {
             Ok(answer) => answer,
-            Err(_) => Err(QueueError::late()),
+            Err(_) => Err(Failure::deadline().into()),
         };
         match answer {
             Ok(answer) => {
@@ -166,42 +172,6 @@ pub fn read_url(text: &str) -> Result<String, String> {
     (is_url && text.len() <= URL_BYTES_MAX)
         .then(|| text.to_owned())
         .ok_or_else(|| "must be the URL of an SQS queue".to_owned())
-}
-
-impl QueueError {
-    pub(super) fn of<E>(error: &SdkError<E, HttpResponse>) -> Self
-    where
-        E: ProvideErrorMetadata + std::error::Error + 'static,
-    {
-        let code = match error {
-            SdkError::TimeoutError(_) => "timeout",
-            SdkError::DispatchFailure(_) => "unreachable",
-            SdkError::ConstructionFailure(_)
-            | SdkError::ResponseError(_)
-            | SdkError::ServiceError(_)
-            | _ => error.code().unwrap_or("unknown"),
-        };
-        Self {
-            code: code.to_owned(),
-            detail: DisplayErrorContext(error).to_string(),
-        }
-    }
-
-    pub(super) fn late() -> Self {
-        Self {
-            code: "timeout".to_owned(),
-            detail: "no time is left for the call".to_owned(),
-        }
-    }
-}
-
-impl From<BuildError> for QueueError {
-    fn from(error: BuildError) -> Self {
-        Self {
-            code: "malformed".to_owned(),
-            detail: error.to_string(),
-        }
-    }
 }
 
 #[cfg(test)]

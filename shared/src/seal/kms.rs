@@ -47,7 +47,7 @@ pub struct Kms {
     client: Client,
     key_id: KeyId,
     sealing: Cache<(TenantId, Purpose), Arc<DataKey>>,
-    opened: Cache<(TenantId, Purpose, Vec<u8>), Arc<DataKey>>,
+    opened: Cache<(TenantId, Purpose, Vec<u8>), Arc<SealingKey>>,
 }
 
 /// A data key, and what KMS needs to give it again.
@@ -106,11 +106,10 @@ impl Kms {
         tenant_id: TenantId,
         purpose: Purpose,
         wrapped: &[u8],
-    ) -> Result<Arc<DataKey>, OpenError> {
+    ) -> Result<Arc<SealingKey>, OpenError> {
         let open = async {
             let key = Box::pin(self.unwrap(tenant_id, purpose, wrapped)).await?;
-            let wrapped = wrapped.to_vec();
-            Ok(Arc::new(DataKey { key, wrapped }))
+            Ok(Arc::new(key))
         };
         let name = (tenant_id, purpose, wrapped.to_vec());
         self.opened.get(name, Instant::now(), open).await

@@ -169,7 +169,7 @@ impl Sealer {
                 let length = usize::from(u16::from_be_bytes(*length));
                 let (wrapped, rest) = rest.split_at_checked(length).ok_or(OpenError::TooShort)?;
                 let key = kms.opening_key(tenant_id, purpose, wrapped).await?;
-                key.key.open(data, rest)
+                key.open(data, rest)
             }
             (_, BY_KEY | BY_DATA_KEY) => Err(OpenError::OtherSettings),
             (_, version) => Err(OpenError::UnknownVersion(version)),

@@ -178,6 +178,9 @@ async fn a_stale_version_changes_nothing() {
     send("PATCH", rename("third"), "\"1\"")
         .await
         .refused(412, "version_changed");
+    send("PUT", Some(prompt_body(json!({}))), "\"1\"")
+        .await
+        .refused(412, "version_changed");
     send("PUT", Some(prompt_body(json!({}))), "W/\"2\"")
         .await
         .refused(412, "version_changed");

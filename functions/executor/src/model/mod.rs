@@ -1,9 +1,9 @@
 //! Calls models: one request out, one answer or one classified error back.
 //!
 //! It talks to the fixed base URLs of its configuration only, never to an address that a tenant
-//! chose. It never sleeps, and asks again only with a key that was
-//! changed since: whoever calls it records the outcome and
-//! decides by [`ModelError::disposition`]. Keys leave it in request headers and nowhere else.
+//! chose. It never sleeps, and asks again only with a key that was changed since: whoever calls it
+//! records the outcome and decides by [`ModelError::disposition`]. Keys leave it in request headers
+//! and nowhere else.
 
 use std::{sync::Arc, time::Duration};
 

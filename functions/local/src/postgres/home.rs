@@ -84,7 +84,8 @@ impl Home {
     }
 
     /// Makes PostgreSQL's files: `fill` gets an empty folder, the user it belongs to, and a log
-    /// file to write. They take their final name only when they are complete, so a kill half-way leaves no half of one.
+    /// file to write. They take their final name only when they are complete, so a kill half-way
+    /// leaves no half of one.
     pub(super) fn create_cluster(
         &mut self,
         fill: impl FnOnce(&Path, Option<User>, &Path) -> Result<(), PostgresError>,
