@@ -247,6 +247,8 @@ export class Database extends Construct {
       max_connections: String(this.settings.connectionsMax),
       idle_session_timeout: String(IDLE_SESSION_TIMEOUT_MS),
       'rds.force_ssl': '1',
+      // The details of a refused statement are a row's values, and a log is no place for them.
+      log_error_verbosity: 'terse',
     };
   }
 

@@ -47,6 +47,7 @@ for (const [name, template] of [['postgres', postgres], ['aurora', aurora]] as c
     assert.deepEqual(sources, FUNCTIONS.map((fn) => target(template.fn(fn).properties.VpcConfig.SecurityGroupIds[0])).sort());
     const parameters = [...template.of('AWS::RDS::DBParameterGroup'), ...template.of('AWS::RDS::DBClusterParameterGroup')];
     assert.ok(parameters.some(([, one]) => one.Properties.Parameters['rds.force_ssl'] === '1'));
+    assert.ok(parameters.some(([, one]) => one.Properties.Parameters.log_error_verbosity === 'terse'));
   });
 }
 

@@ -229,7 +229,9 @@ impl EmailAddress {
         // Quoted names and address literals are legal, rare, and a known way around filters.
         let plain = !text
             .bytes()
-            .any(|byte| byte.is_ascii_control() || b" \"(),:;<>[\\]".contains(&byte));
+            .any(|byte| byte.is_ascii_control() || b" \"(),:;<>[\\]".contains(&byte))
+            // Some mail programs decode an encoded word (RFC 2047) even here, line breaks included.
+            && !text.contains("=?");
         let options = Options::default()
             .with_required_tld()
             .without_domain_literal()
@@ -574,6 +576,7 @@ mod tests {
             "a@example.com\r\nBcc: x@y.example",
             "a@example.com\n",
             "a@example.com\0",
+            "=?utf-8?b?eA0KQmNjOiBldmlsQGV4YW1wbGUubmV0?=@example.com",
             "\ta@example.com",
             " a@example.com",
             "a@example.com,b@example.com",

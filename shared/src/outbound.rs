@@ -289,6 +289,7 @@ fn class_v6(address: Ipv6Addr) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::Value;
 
     use super::*;
 
@@ -296,142 +297,10 @@ mod tests {
         allow_loopback: true,
     };
 
-    /// Refused in production. Those that begin with a `+` are allowed where loopback is.
-    const HOSTILE: &[&str] = &[
-        // Loopback, in every spelling that a URL parser takes for an address.
-        "+https://127.0.0.1/",
-        "+https://127.0.0.1:8443/",
-        "+https://127.1/",
-        "+https://127.0.1/",
-        "+https://2130706433/",
-        "+https://0x7f.1/",
-        "+https://0x7f000001/",
-        "+https://0x7F.0x0.0x0.0x1/",
-        "+https://0177.0.0.1/",
-        "+https://017700000001/",
-        "+https://127.0.0.1./",
-        "+https://127.255.255.254/",
-        "+https://①②⑦.0.0.1/",
-        "+https://127。0。0。1/",
-        "+https://%31%32%37.0.0.1/",
-        "+https://[::1]/",
-        "+https://[0:0:0:0:0:0:0:1]/",
-        "+https://localhost/",
-        "+https://LOCALHOST/",
-        "+https://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ/",
-        "+http://127.0.0.1:3000/hook",
-        "+http://localhost:80/",
-        "https://[::ffff:127.0.0.1]/",
-        "https://[::ffff:7f00:1]/",
-        "https://[0:0:0:0:0:ffff:7f00:0001]/",
-        "https://[::127.0.0.1]/",
-        "https://[::ffff:0:127.0.0.1]/",
-        "https://localhost./",
-        "https://a.localhost/",
-        "https://localhost.localdomain/",
-        // Other addresses that only our own network can reach.
-        "https://0.0.0.0/",
-        "https://0/",
-        "https://0.1.2.3/",
-        "https://10.0.0.1/",
-        "https://0xa.1/",
-        "https://167772161/",
-        "https://172.16.0.1/",
-        "https://172.31.255.255/",
-        "https://192.168.1.1/",
-        "https://0300.0250.1.1/",
-        "https://100.64.0.1/",
-        "https://100.127.255.255/",
-        "https://[::]/",
-        "https://[fc00::1]/",
-        "https://[fd12:3456:789a::1]/",
-        "https://[fe80::1]/",
-        "https://[febf::1]/",
-        "https://[fec0::1]/",
-        "https://[::ffff:10.0.0.1]/",
-        "https://[::ffff:8.8.8.8]/",
-        "https://[::8.8.8.8]/",
-        // Cloud metadata.
-        "https://169.254.169.254/latest/meta-data/",
-        "https://0xA9FEA9FE/",
-        "https://2852039166/",
-        "https://169.254.170.2/v2/credentials",
-        "https://[::ffff:a9fe:a9fe]/",
-        "https://[64:ff9b::a9fe:a9fe]/",
-        "https://[fd00:ec2::254]/",
-        "https://100.100.100.200/",
-        "https://192.0.0.192/",
-        "https://168.63.129.16/",
-        "https://metadata.google.internal/",
-        "https://METADATA.GOOGLE.INTERNAL/",
-        "https://metadata/",
-        "https://instance-data.ec2.internal/",
-        // Tunnels and translators.
-        "https://[64:ff9b::7f00:1]/",
-        "https://[64:ff9b:1::1]/",
-        "https://[2002:7f00:1::]/",
-        "https://[2001:0:4136:e378:8000:63bf:3fff:fdd2]/",
-        // Never globally reachable.
-        "https://192.0.2.1/",
-        "https://198.51.100.7/",
-        "https://203.0.113.9/",
-        "https://198.18.0.1/",
-        "https://192.88.99.1/",
-        "https://224.0.0.1/",
-        "https://239.255.255.255/",
-        "https://240.0.0.1/",
-        "https://255.255.255.255/",
-        "https://[ff02::1]/",
-        "https://[2001:db8::1]/",
-        "https://[3fff::1]/",
-        "https://[2001:2::1]/",
-        "https://[2001:20::1]/",
-        "https://[100::1]/",
-        "https://[5f00::1]/",
-        "https://[4000::1]/",
-        // Private names.
-        "https://printer.local/",
-        "https://db.internal/",
-        "https://router.lan/",
-        "https://nas.home.arpa/",
-        "https://1.0.0.127.in-addr.arpa/",
-        "https://intranet/",
-        "https://kubernetes.default.svc.cluster.local/",
-        "https://example.com./",
-        "https://example..com/",
-        "https://ex!ample.com/",
-        // Schemes, ports, credentials, shapes.
-        "http://example.com/",
-        "http://example.com:443/",
-        "ftp://example.com/",
-        "file:///etc/passwd",
-        "gopher://example.com:443/",
-        "data:text/plain,hello",
-        "javascript:alert(1)",
-        "unix:/var/run/docker.sock",
-        "https://example.com:80/",
-        "https://example.com:22/",
-        "https://example.com:0/",
-        "https://example.com:65536/",
-        "https://example.com:8444/",
-        "https://user@example.com/",
-        "https://user:secret@example.com/",
-        "https://:secret@example.com/",
-        "https://example.com@127.0.0.1/",
-        "https://example.com\\@127.0.0.1/",
-        "https://example.com /",
-        " https://example.com/",
-        "https://exam\tple.com/",
-        "https://example.com/\r\nHost: internal",
-        "https://",
-        "https:///",
-        "//example.com/",
-        "example.com",
-        "",
-        "https://[::1",
-        "https://256.256.256.256/",
-        "https://1.2.3.4.5/",
-    ];
+    /// The table that the tests of the API and of the client use too.
+    fn table() -> Value {
+        serde_json::from_str(include_str!("../tests/vectors/urls.json")).unwrap()
+    }
 
     #[test]
     fn only_dev_beside_an_emulator_may_reach_its_own_machine() {
@@ -454,37 +323,32 @@ mod tests {
     }
 
     #[test]
-    fn hostile_urls_are_refused() {
-        for entry in HOSTILE {
-            let (local, text) = match entry.strip_prefix('+') {
-                Some(text) => (true, text),
-                None => (false, *entry),
-            };
+    fn hostile_urls_are_refused_each_for_its_own_reason() {
+        let table = table();
+        let refused = table["refused"].as_array().unwrap();
+        assert!(refused.len() > 150);
+        for one in refused {
+            let text = one["url"].as_str().unwrap();
             let fault = check_url(text, &Policy::PUBLIC).expect_err(text);
             assert_eq!(fault.code, URL_NOT_ALLOWED, "{text}");
-            assert!(!fault.detail.is_empty() && !fault.hint.is_empty(), "{text}");
+            assert!(!fault.hint.is_empty(), "{text}");
+            let because = one["because"].as_str().unwrap();
+            assert!(fault.detail.contains(because), "{text}: {}", fault.detail);
+            let local = one["local"].as_bool().unwrap_or_default();
             assert_eq!(check_url(text, &LOCAL).is_ok(), local, "{text}");
         }
     }
 
     #[test]
-    fn public_urls_pass_and_keep_their_text() {
-        for text in [
-            "https://example.com/",
-            "https://hooks.example.co.uk:8443/a/b?c=d#e",
-            "https://8.8.8.8/",
-            "https://[2606:4700:4700::1111]/",
-            "https://xn--bcher-kva.example/",
-            "https://under_score.example/",
-            "https://localhost.example.com/",
-            "https://100.63.255.255/",
-            "https://172.32.0.1/",
-            "https://9.255.255.255/",
-        ] {
+    fn public_urls_pass() {
+        for one in table()["allowed"].as_array().unwrap() {
+            let text = one.as_str().unwrap();
             for policy in [Policy::PUBLIC, LOCAL] {
-                assert_eq!(check_url(text, &policy).expect(text).as_str(), text);
+                assert!(check_url(text, &policy).is_ok(), "{text}");
             }
         }
+        let text = "https://hooks.example.co.uk:8443/a/b?c=d#e";
+        assert_eq!(check_url(text, &LOCAL).unwrap().as_str(), text);
     }
 
     #[test]

@@ -4,11 +4,14 @@
 //! runs where.
 
 pub mod bootstrap;
+pub mod canary;
+pub mod hostile;
 pub mod model;
 pub mod peers;
 pub mod rehearsal;
 pub mod runtime_api;
 pub mod scripted;
+pub mod smtp_refusal;
 pub mod stage;
 pub mod tap;
 pub mod worker;

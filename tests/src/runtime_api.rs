@@ -8,6 +8,7 @@
 )]
 
 use std::{
+    fs::OpenOptions,
     path::Path as FilePath,
     process::Stdio,
     sync::Arc,
@@ -23,6 +24,7 @@ use axum::{
     routing::{get, post},
 };
 use serde_json::Value;
+use tempfile::NamedTempFile;
 use tokio::{
     process::{Child, Command},
     sync::{Mutex, mpsc},
@@ -43,11 +45,12 @@ pub struct Answered {
     pub body: Value,
 }
 
-/// A running function. It ends with its test.
+/// A running function. It ends with its test; if that fails, what it wrote is shown.
 pub struct Function {
     events: mpsc::Sender<Vec<u8>>,
     answers: mpsc::Receiver<Answered>,
     child: Child,
+    log: NamedTempFile,
 }
 
 struct Api {
@@ -93,6 +96,7 @@ impl Function {
             .route("/2018-06-01/runtime/invocation/{id}/error", post(error))
             .with_state(api);
         tokio::spawn(async move { axum::serve(listener, router).await });
+        let log = NamedTempFile::new().unwrap();
         let child = Command::new(program)
             .args(arguments)
             .env_clear()
@@ -102,6 +106,8 @@ impl Function {
             .env("AWS_LAMBDA_FUNCTION_VERSION", "1")
             .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128")
             .stdin(Stdio::null())
+            .stdout(OpenOptions::new().append(true).open(log.path()).unwrap())
+            .stderr(OpenOptions::new().append(true).open(log.path()).unwrap())
             .kill_on_drop(true)
             .spawn()
             .unwrap();
@@ -109,7 +115,18 @@ impl Function {
             events,
             answers,
             child,
+            log,
         }
+    }
+
+    /// All that it has written so far, to its standard output and its standard error.
+    ///
+    /// # Panics
+    /// When the file is gone.
+    #[must_use]
+    pub fn written(&self) -> String {
+        let bytes = std::fs::read(self.log.path()).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Its process, while it runs.
@@ -168,4 +185,13 @@ async fn tell(api: &Api, ok: bool, body: &[u8]) -> StatusCode {
     let body = serde_json::from_slice(body).unwrap_or_default();
     api.answers.send(Answered { ok, body }).await.unwrap();
     StatusCode::ACCEPTED
+}
+
+impl Drop for Function {
+    #[expect(clippy::print_stderr, reason = "a failed test shows it")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.written());
+        }
+    }
 }

@@ -379,3 +379,110 @@ async fn a_lost_connection_is_replaced_within_the_call() {
     let tx: TenantTx = field.stage.tx(field.sides[0].0.id).await.unwrap();
     tx.commit().await.unwrap();
 }
+
+/// Notes for each row that is written: in which transaction, under whose setting, and whose it is.
+const WITNESS: &str = "
+    CREATE TABLE public.seen (tx xid8, setting text, tenant uuid);
+    CREATE FUNCTION public.witness() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+    BEGIN
+        INSERT INTO public.seen
+        VALUES (pg_current_xact_id(), current_setting('app.current_tenant_id', true), NEW.tenant_id);
+        RETURN NEW;
+    END $$;
+    CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN RAISE EXCEPTION 'refused'; END $$;
+    DO $$ DECLARE t text; BEGIN
+        FOREACH t IN ARRAY ARRAY['scheduled_prompts', 'scheduled_prompt_runs', 'run_attempts', 'run_logs',
+                                 'tenant_usage', 'bus_events'] LOOP
+            EXECUTE format('CREATE TRIGGER a_witness AFTER INSERT OR UPDATE ON %I FOR EACH ROW
+                            EXECUTE FUNCTION public.witness()', t);
+        END LOOP;
+    END $$;
+    CREATE TRIGGER a_refusal BEFORE UPDATE ON scheduled_prompt_runs FOR EACH ROW
+       WHEN (NEW.output = 'refuse this') EXECUTE FUNCTION public.refuse();";
+
+async fn record_text(field: &Field, claim: &Claim, text: &str) -> Result<(), DbError> {
+    let answer = answer(text);
+    let db = &field.stage.db;
+    let recorded = runs::record_output(db, claim, &answer, RunStatus::Succeeded, &[], LONG_MS);
+    recorded.await.map(drop)
+}
+
+/// Each way to fail in the middle of a transaction, beside transactions of others that go well: no
+/// transaction is ever another tenant's, in whole or in part.
+#[tokio::test]
+async fn no_statement_runs_under_another_tenants_setting() {
+    let field = Field::new(MANY).await;
+    field.stage.admin.batch_execute(WITNESS).await.unwrap();
+    let mut claims = field.claims().await;
+    for n in (0..MANY).step_by(8) {
+        // Another tenant's run, and one that was taken over.
+        claims[n].tenant_id = field.sides[n + 1].0.id;
+        claims[n + 2].fence -= 1;
+    }
+    let all = claims.iter().enumerate().map(async |(n, claim)| {
+        // The database refuses one, cannot store another, and nobody waits for a third.
+        let (text, limit) = match n % 8 {
+            4 => ("refuse this", Duration::from_secs(60)),
+            5 => ("a NUL\0", Duration::from_secs(60)),
+            6 => ("an answer", HELD_BACK / 2),
+            _ => ("an answer", Duration::from_secs(60)),
+        };
+        let recorded = record_text(&field, claim, text);
+        (n, tokio::time::timeout(limit, recorded).await.ok())
+    });
+    for (n, recorded) in join_all(all).await {
+        match (n % 8, recorded) {
+            (0 | 2, Some(Err(DbError::StaleLease)))
+            | (4 | 5, Some(Err(DbError::Statement(_))))
+            | (6, _)
+            | (1 | 3 | 7, Some(Ok(()))) => {}
+            (_, other) => panic!("{n}: {other:?}"),
+        }
+    }
+    let seen = "SELECT count(DISTINCT tenant) FROM seen";
+    assert!(field.stage.count(seen).await.unwrap() > 30);
+    let foreign = "SELECT count(*) FROM seen WHERE setting IS DISTINCT FROM tenant::text";
+    assert_eq!(field.stage.count(foreign).await.unwrap(), 0);
+    let shared =
+        "SELECT count(*) FROM (SELECT FROM seen GROUP BY tx HAVING count(DISTINCT tenant) > 1) x";
+    assert_eq!(field.stage.count(shared).await.unwrap(), 0);
+    for (n, claim) in claims
+        .iter()
+        .enumerate()
+        .filter(|(n, _)| [1, 3, 7].contains(&(n % 8)))
+    {
+        assert_eq!(field.status(claim).await, "succeeded", "{n}");
+    }
+    let refused = "SELECT count(*) FROM scheduled_prompt_runs WHERE output = 'refuse this' OR output LIKE 'a NUL%'";
+    assert_eq!(field.stage.count(refused).await.unwrap(), 0);
+}
+
+/// A connection that breaks under a flight: each commit that nobody heard of is sent again, and its guard
+/// keeps it from being done twice.
+#[tokio::test]
+async fn a_connection_that_breaks_under_a_flight_doubles_nothing() {
+    let field = Field::new(10).await;
+    let claims = field.claims().await;
+    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                 WHERE usename = 'carillon_app' AND datname = current_database()";
+    let breaking = async {
+        tokio::time::sleep(HELD_BACK / 2).await;
+        field.stage.admin.execute(kill, &[]).await.unwrap();
+    };
+    let recording = join_all(claims.iter().map(|claim| record(&field, claim)));
+    let (recorded, ()) = tokio::join!(recording, breaking);
+    for (claim, recorded) in claims.iter().zip(recorded) {
+        // Whoever hears of a lost lease here lost it to their own first try.
+        assert!(
+            matches!(recorded, Ok(()) | Err(DbError::StaleLease)),
+            "{recorded:?}"
+        );
+        assert_eq!(field.status(claim).await, "succeeded");
+    }
+    let doubled = "SELECT count(*) FROM tenant_usage WHERE runs <> 1";
+    assert_eq!(field.stage.count(doubled).await.unwrap(), 0);
+    let counted =
+        "SELECT count(*) FROM scheduled_prompts WHERE success_count = 1 AND run_count = 1";
+    assert_eq!(field.stage.count(counted).await.unwrap(), 10);
+}

@@ -90,7 +90,10 @@ impl Worker {
                     }
                 }
                 Ok(Some(Err(panicked))) => {
-                    error!(error = %panicked, "a wake-up's task panicked; what it held comes back when its lease ends");
+                    // Not the error: it repeats the panic's message, which may quote a text.
+                    error!(
+                        "a wake-up's task panicked; what it held comes back when its lease ends"
+                    );
                     if let Some(one) = taken.remove(&panicked.id()) {
                         ended.push((one, Fate::Failed));
                     }

@@ -1,7 +1,7 @@
-//! The two HTTP clients of the process.
+//! The HTTP client that goes where tenants point.
 //!
-//! [`Guarded`] goes where tenants point: it must never reach a private address, follow a redirect,
-//! use a proxy or read an endless answer. [`operator_client`] goes where only the operator points.
+//! It must never reach a private address, follow a redirect, use a proxy or read an endless answer.
+//! What goes where only the operator points, such as a model's base URL, is [`crate::model::client`].
 
 use std::{
     error::Error as StdError,
@@ -24,8 +24,6 @@ use shared::outbound::{self, NotPublic, Policy};
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longer than any model call that a run may make, and as long as a Lambda invocation can last.
-const OPERATOR_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 const ADDRESSES_MAX: usize = 16;
 const USER_AGENT: &str = concat!("carillon/", env!("CARGO_PKG_VERSION"));
 
@@ -128,25 +126,6 @@ impl Guarded {
     }
 }
 
-/// The client for addresses that the operator configures, such as a model provider's base URL.
-///
-/// It follows no redirects, so that no provider's key travels to another host. Callers set the
-/// deadline of each request; the client's own is only the last resort.
-///
-/// # Errors
-///
-/// When the system's certificates cannot be loaded.
-pub fn operator_client() -> reqwest::Result<Client> {
-    Client::builder()
-        .user_agent(USER_AGENT)
-        .redirect(redirect::Policy::none())
-        .retry(retry::never())
-        .referer(false)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(OPERATOR_TIMEOUT)
-        .build()
-}
-
 fn classify(error: reqwest::Error) -> PostError {
     let mut cause: Option<&(dyn StdError + 'static)> = Some(&error);
     while let Some(this) = cause {
@@ -173,6 +152,9 @@ enum Lookup {
     System,
     #[cfg(test)]
     Always(Vec<IpAddr>),
+    /// Another answer each time, as of a name server of the attacker's own.
+    #[cfg(test)]
+    Turns(Arc<std::sync::Mutex<std::collections::VecDeque<IpAddr>>>),
 }
 
 impl Lookup {
@@ -184,6 +166,13 @@ impl Lookup {
                 .collect()),
             #[cfg(test)]
             Self::Always(addresses) => Ok(addresses.clone()),
+            #[cfg(test)]
+            Self::Turns(turns) => {
+                let mut turns = turns
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                Ok(turns.pop_front().into_iter().collect())
+            }
         }
     }
 }
@@ -217,6 +206,7 @@ impl Resolve for Resolver {
 #[cfg(test)]
 mod tests {
     use std::{
+        collections::VecDeque,
         io::{Read, Write},
         net::TcpListener,
         sync::atomic::{AtomicUsize, Ordering},
@@ -343,15 +333,164 @@ mod tests {
     #[tokio::test]
     async fn a_redirect_is_reported_and_not_followed() {
         let target = endpoint("127.0.0.1:0", ok(""));
-        let answer = format!(
-            "HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:{}/\r\ncontent-length: 0\r\n\r\n",
-            target.port
-        );
-        let first = endpoint("127.0.0.1:0", Some(answer.into_bytes()));
         let client = Guarded::new(LOCAL).unwrap();
-        let url = format!("http://127.0.0.1:{}/", first.port);
-        assert_eq!(post(&client, &url, SECOND).await.unwrap().status, 307);
+        let here = format!("http://127.0.0.1:{}/", target.port);
+        for status in [300, 301, 302, 303, 307, 308] {
+            for location in [
+                &*here,
+                &*here.replace("http:", ""),
+                "http://169.254.169.254/latest/meta-data/iam/security-credentials/",
+                "https://[fd00:ec2::254]/",
+                "file:///etc/passwd",
+            ] {
+                let answer = format!(
+                    "HTTP/1.1 {status} X\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n"
+                );
+                let first = endpoint("127.0.0.1:0", Some(answer.into_bytes()));
+                let url = format!("http://127.0.0.1:{}/", first.port);
+                let reply = post(&client, &url, SECOND).await.unwrap();
+                assert_eq!(reply.status, status, "{location}");
+                assert_eq!(first.seen.load(Ordering::SeqCst), 1);
+            }
+        }
         assert_eq!(target.seen.load(Ordering::SeqCst), 0);
+        assert_eq!(post(&client, &here, SECOND).await.unwrap().status, 200);
+        assert_eq!(target.seen.load(Ordering::SeqCst), 1);
+    }
+
+    fn turns(addresses: &[&str]) -> (Lookup, Arc<std::sync::Mutex<VecDeque<IpAddr>>>) {
+        let parsed = addresses.iter().map(|address| address.parse().unwrap());
+        let left = Arc::new(std::sync::Mutex::new(parsed.collect::<VecDeque<_>>()));
+        (Lookup::Turns(Arc::clone(&left)), left)
+    }
+
+    /// Two listeners on one port of two addresses of this machine.
+    fn twins() -> (Endpoint, Endpoint) {
+        for _ in 0..100 {
+            let first = endpoint("127.0.0.1:0", ok(""));
+            let second = format!("127.0.0.2:{}", first.port);
+            if TcpListener::bind(&second).is_ok() {
+                return (first, endpoint(&second, ok("")));
+            }
+        }
+        panic!("no port is free on both addresses");
+    }
+
+    #[tokio::test]
+    async fn the_address_that_was_checked_is_the_one_that_is_connected_to() {
+        let (first, second) = twins();
+        let seen = || [&first, &second].map(|one| one.seen.load(Ordering::SeqCst));
+        let (lookup, left) = turns(&["127.0.0.1", "127.0.0.2", "10.0.0.1"]);
+        let client = Guarded::with_lookup(LOCAL, lookup).unwrap();
+        let url = format!("http://localhost:{}/", first.port);
+        // One look a request: what a second one would say does not count.
+        assert_eq!(post(&client, &url, SECOND).await.unwrap().status, 200);
+        assert_eq!((seen(), left.lock().unwrap().len()), ([1, 0], 2));
+        // Each request looks anew, so nothing that was checked for another one counts either.
+        assert_eq!(post(&client, &url, SECOND).await.unwrap().status, 200);
+        assert_eq!((seen(), left.lock().unwrap().len()), ([1, 1], 1));
+        let error = post(&client, &url, SECOND).await.unwrap_err();
+        assert!(matches!(error, PostError::NotAllowed), "{error}");
+        assert_eq!((seen(), left.lock().unwrap().len()), ([1, 1], 0));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_turns_to_this_machine_reaches_nobody_here() {
+        // A port that tenants may name, on an address of this process alone.
+        let id = std::process::id();
+        let here = format!("127.{}.{}.7", 100 + id / 250 % 150, id % 250);
+        let victim = endpoint(&format!("{here}:8443"), ok(""));
+        // Nobody has that address, and it passes for a public one.
+        let (lookup, left) = turns(&["2d00::1", &here, "2d00::1", &here]);
+        let client = Guarded::with_lookup(Policy::PUBLIC, lookup).unwrap();
+        for _ in 0..2 {
+            let url = "https://rebinding.example.com:8443/";
+            let limit = Duration::from_millis(300);
+            let public = post(&client, url, limit).await.unwrap_err();
+            assert!(!matches!(public, PostError::NotAllowed), "{public}");
+            let turned = post(&client, url, limit).await.unwrap_err();
+            assert!(matches!(turned, PostError::NotAllowed), "{turned}");
+        }
+        assert!(left.lock().unwrap().is_empty());
+        assert_eq!(victim.seen.load(Ordering::SeqCst), 0);
+        std::net::TcpStream::connect(format!("{here}:8443")).unwrap();
+        while victim.seen.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+    }
+
+    /// Every URL of the table, sent though it was never saved; where loopback is allowed, those that
+    /// are refused all the same.
+    #[tokio::test]
+    async fn no_url_of_the_table_is_sent_to() {
+        let table: serde_json::Value =
+            serde_json::from_str(include_str!("../../../shared/tests/vectors/urls.json")).unwrap();
+        let v4 = endpoint("0.0.0.0:0", ok(""));
+        let v6 = endpoint(&format!("[::1]:{}", v4.port), ok(""));
+        let public = Guarded::new(Policy::PUBLIC).unwrap();
+        let local = Guarded::new(LOCAL).unwrap();
+        let mut sent = 0;
+        for one in table["refused"].as_array().unwrap() {
+            let text = one["url"].as_str().unwrap();
+            let error = post(&public, text, SECOND).await.unwrap_err();
+            assert!(matches!(error, PostError::NotAllowed), "{text}: {error}");
+            if one["local"] != true {
+                let error = post(&local, text, SECOND).await.unwrap_err();
+                assert!(matches!(error, PostError::NotAllowed), "{text}: {error}");
+                continue;
+            }
+            // The same spelling reaches the listener once it is allowed to.
+            let mut url = reqwest::Url::parse(text).unwrap();
+            url.set_port(Some(v4.port)).unwrap();
+            let url = url.as_str().replacen("https:", "http:", 1);
+            let error = post(&public, &url, SECOND).await.unwrap_err();
+            assert!(matches!(error, PostError::NotAllowed), "{url}: {error}");
+            assert_eq!(
+                post(&local, &url, SECOND).await.unwrap().status,
+                200,
+                "{url}"
+            );
+            sent += 1;
+        }
+        let seen = [&v4, &v6].map(|one| one.seen.load(Ordering::SeqCst));
+        assert!(sent > 30);
+        assert_eq!(seen.iter().sum::<usize>(), sent);
+    }
+
+    /// Runs as a process of its own, because a process reads its proxies from its environment.
+    const TARGET: &str = "CARILLON_TEST_PROXIED_TARGET";
+
+    #[tokio::test]
+    async fn proxies_of_the_environment_are_not_used() {
+        if let Ok(url) = std::env::var(TARGET) {
+            let client = Guarded::new(LOCAL).unwrap();
+            assert_eq!(post(&client, &url, SECOND).await.unwrap().status, 200);
+            // A client without our settings goes to the proxy: it can be found.
+            let usual = Client::builder().timeout(SECOND).build().unwrap();
+            let usual = usual.post(&url).send().await.unwrap();
+            assert_eq!(usual.status(), 418);
+            return;
+        }
+        let target = endpoint("127.0.0.1:0", ok(""));
+        let teapot = b"HTTP/1.1 418 X\r\ncontent-length: 0\r\n\r\n".to_vec();
+        let proxy = endpoint("127.0.0.1:0", Some(teapot));
+        let place = format!("http://127.0.0.1:{}", proxy.port);
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child
+            .args([
+                "--exact",
+                "http::tests::proxies_of_the_environment_are_not_used",
+            ])
+            .env(TARGET, format!("http://127.0.0.1:{}/", target.port))
+            .env_remove("NO_PROXY")
+            .env_remove("no_proxy");
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+            child.env(name, &place).env(name.to_lowercase(), &place);
+        }
+        let output = child.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(target.seen.load(Ordering::SeqCst), 1);
+        assert_eq!(proxy.seen.load(Ordering::SeqCst), 1);
     }
 
     #[tokio::test]

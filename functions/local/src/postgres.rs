@@ -275,6 +275,8 @@ fn serve(
         ("unix_socket_permissions", "0700".to_owned()),
         ("timezone", "UTC".to_owned()),
         ("log_timezone", "UTC".to_owned()),
+        // The details of a refused statement are a row's values.
+        ("log_error_verbosity", "terse".to_owned()),
     ];
     if !options.durable {
         settings.extend(

@@ -16,6 +16,7 @@ use shared::{
     db::DbError,
     fault::Fault,
     seal::{OpenError, SealError},
+    telemetry,
 };
 use utoipa::ToSchema;
 
@@ -23,8 +24,6 @@ use crate::request::RequestId;
 
 /// Seconds after which a caller may try again when the database does not answer.
 const RETRY_AFTER_S: &str = "2";
-/// Longest chain of causes that is logged.
-const CAUSES_MAX: usize = 8;
 
 /// An error answer. It becomes a body once the request's id is known.
 #[derive(Debug, Clone)]
@@ -261,19 +260,10 @@ impl ApiError {
         faults.map(|fault| (&*fault.field, fault.code)).collect()
     }
 
-    /// Why it happened, for the log: the first line of each cause. Postgres puts the values of the
-    /// row into the lines after it.
+    /// Why it happened, for the log.
     pub(crate) fn cause_text(&self) -> Option<String> {
         let first: &(dyn Error + 'static) = self.0.cause.as_deref()?;
-        let causes = std::iter::successors(Some(first), |error| (*error).source());
-        let lines: Vec<String> = causes
-            .take(CAUSES_MAX)
-            .map(|error| {
-                let text = error.to_string();
-                text.lines().next().unwrap_or_default().to_owned()
-            })
-            .collect();
-        Some(lines.join(": "))
+        Some(telemetry::whole(first))
     }
 
     /// What happened, fit for the caller.

@@ -208,7 +208,7 @@ fn read(body: &str) -> Result<Report, Unusable> {
             .collect(),
         suppress,
         kind: word_of(&kind),
-        message_id: event.mail.message_id.chars().take(200).collect(),
+        message_id: id_of(&event.mail.message_id),
         report_id,
     })
 }
@@ -233,6 +233,16 @@ fn address(recipient: &Recipient) -> Option<EmailAddress> {
         .rsplit_once('<')
         .map_or(text, |(_, rest)| rest.trim_end_matches('>'));
     EmailAddress::parse(bare).ok()
+}
+
+/// Anybody who may write to the queue chose it: what the database would refuse must not come back with
+/// each sweep.
+fn id_of(message_id: &str) -> String {
+    message_id
+        .chars()
+        .filter(char::is_ascii_graphic)
+        .take(200)
+        .collect()
 }
 
 /// For the log: what stands in an event is somebody else's text.

@@ -8,8 +8,8 @@ use super::{
 };
 
 /// What of a tenant no other one may ever see or change.
-struct Treasure {
-    tenant: Tenant,
+pub(crate) struct Treasure {
+    pub(crate) tenant: Tenant,
     /// Ids and words that only its own answers may hold.
     marks: Vec<String>,
     prompt: String,
@@ -25,7 +25,31 @@ const CALENDAR: &str = "/v1/calendars/holidays";
 /// And a key of this provider.
 const PROVIDER_KEY: &str = "/v1/provider-keys/openai";
 
-async fn treasure(world: &World) -> Treasure {
+impl Treasure {
+    /// A path of the document with the ids of these objects.
+    pub(crate) fn real_path(&self, path: &str) -> String {
+        let real = match path.split('/').nth(2) {
+            Some("prompts") => path.replace("{id}", &self.prompt),
+            Some("runs") => path.replace("{id}", &self.run),
+            Some("deliveries") => path.replace("{id}", &self.delivery),
+            Some("users") => path.replace("{id}", &self.user),
+            Some("api-keys") => path.replace("{id}", &self.api_key),
+            Some("backfills") => path.replace("{id}", &self.backfill),
+            Some("suppressed-addresses") => path.replace("{address}", "treasure@example.com"),
+            Some("calendars") => path.replace("/v1/calendars/{name}", CALENDAR),
+            Some("provider-keys") => path.replace("{provider}", "openai"),
+            _ => path.to_owned(),
+        };
+        let real = real.replace("{version}", "1");
+        assert!(
+            !real.contains('{'),
+            "{path} has an id that this test does not know"
+        );
+        real
+    }
+}
+
+pub(crate) async fn treasure(world: &World) -> Treasure {
     let tenant = world.tenant("ada").await;
     let made = world
         .prompt(
@@ -137,7 +161,8 @@ async fn rows_of(world: &World, tenant: &Tenant) -> Value {
     Value::Object(rows)
 }
 
-fn body_of(method: &str, path: &str) -> Option<Value> {
+/// A body that this operation takes.
+pub(crate) fn body_of(method: &str, path: &str) -> Option<Value> {
     let body = match (method, path) {
         ("PUT", "/v1/calendars/{name}") => json!({ "days": [] }),
         ("PUT", "/v1/provider-keys/{provider}") => json!({ "key": "stolen-0123456789" }),
@@ -176,23 +201,7 @@ async fn no_route_shows_or_changes_another_tenants_rows() {
         if path == "/health" || path.starts_with("/v1/admin") {
             continue;
         }
-        let real = match path.split('/').nth(2) {
-            Some("prompts") => path.replace("{id}", &treasure.prompt),
-            Some("runs") => path.replace("{id}", &treasure.run),
-            Some("deliveries") => path.replace("{id}", &treasure.delivery),
-            Some("users") => path.replace("{id}", &treasure.user),
-            Some("api-keys") => path.replace("{id}", &treasure.api_key),
-            Some("backfills") => path.replace("{id}", &treasure.backfill),
-            Some("suppressed-addresses") => path.replace("{address}", "treasure@example.com"),
-            Some("calendars") => path.replace("/v1/calendars/{name}", CALENDAR),
-            Some("provider-keys") => path.replace("{provider}", "openai"),
-            _ => path.clone(),
-        };
-        let real = real.replace("{version}", "1");
-        assert!(
-            !real.contains('{'),
-            "{path} has an id that this test does not know"
-        );
+        let real = treasure.real_path(path);
         for method in ["get", "post", "put", "patch", "delete"] {
             if item.get(method).is_none() {
                 continue;

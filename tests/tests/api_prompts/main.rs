@@ -5,6 +5,7 @@
 mod backfills;
 mod calendars;
 mod changes;
+mod hostile;
 mod isolation;
 mod lists;
 mod plans;

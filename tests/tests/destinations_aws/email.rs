@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use executor::{
     deliver::{Mailer, Sender, Ses, Storage},
     http::Guarded,
@@ -396,4 +397,86 @@ async fn no_address_stands_in_a_log_line() {
     );
     assert!(said.contains("delivered"), "{said}");
     assert!(!said.contains("canary"), "{said}");
+}
+
+/// The message in a call of `SendRawEmail`.
+fn raw_message(form: &str) -> String {
+    let data = form
+        .split('&')
+        .find_map(|pair| pair.strip_prefix("RawMessage.Data="))
+        .unwrap();
+    let data = data
+        .replace("%2B", "+")
+        .replace("%2F", "/")
+        .replace("%3D", "=");
+    String::from_utf8(BASE64_STANDARD.decode(data).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn no_text_becomes_a_header_of_what_ses_gets() {
+    let (server, world, tenant) = scene().await;
+    let breaks = [
+        "x\r\nBcc: evil@example.net",
+        "x\nX-SES-MESSAGE-TAGS: tenant=another",
+        "x\rX-SES-CONFIGURATION-SET: another",
+        "x\r\n\r\n<script>alert(1)</script>",
+        "x\u{85}Bcc: evil@example.net",
+        "x\u{2028}Bcc: evil@example.net",
+        "x\u{b}Bcc: evil@example.net",
+        "=?utf-8?q?x=0D=0ABcc:_evil@example.net?=",
+        "=?utf-8?b?eA0KQmNjOiBldmlsQGV4YW1wbGUubmV0?=",
+        "x%0d%0aBcc: evil@example.net",
+    ];
+    for hostile in breaks {
+        let plain = !hostile.contains(char::is_control);
+        let changes = json!({
+            "prompt_name": if plain { hostile } else { "a name" },
+            "context": { "hostile": hostile },
+            "destinations": [{"kind": "email", "to": ["ada@example.com"], "subject": "{{ context.hostile }}"}],
+        });
+        let prompt_id = world.fire_with(&tenant, changes).await;
+        assert_eq!(
+            world.delivery(prompt_id).await["status"],
+            "delivered",
+            "{hostile:?}"
+        );
+        let calls = server.calls("POST");
+        assert_eq!(calls.len(), 1);
+        let message = raw_message(&calls[0].body);
+        let (head, _) = message.split_once("\r\n\r\n").unwrap();
+        // A line that goes on begins with a space.
+        let mut names: Vec<_> = head
+            .split("\r\n")
+            .filter(|line| !line.starts_with([' ', '\t']))
+            .map(|line| line.split(':').next().unwrap().to_ascii_lowercase())
+            .collect();
+        names.sort();
+        assert_eq!(
+            names,
+            [
+                "auto-submitted",
+                "content-type",
+                "date",
+                "from",
+                "message-id",
+                "mime-version",
+                "subject",
+                "to"
+            ],
+            "{head}"
+        );
+        assert!(
+            head.split("\r\n").any(|line| line == "To: ada@example.com"),
+            "{head}"
+        );
+        assert!(!head.replace("\r\n", "").contains(['\r', '\n']), "{head:?}");
+        assert!(
+            calls[0]
+                .body
+                .contains("Destinations.member.1=ada%40example.com&")
+                && !calls[0].body.contains("Destinations.member.2="),
+            "{}",
+            calls[0].body
+        );
+    }
 }

@@ -172,11 +172,15 @@ impl World {
 
     /// Runs a prompt with this text and these destinations once, and sends what follows.
     pub(crate) async fn fire(&self, tenant: &Tenant, text: &str, destinations: Value) -> PromptId {
+        let changes = json!({ "prompt_text": text, "destinations": destinations });
+        self.fire_with(tenant, changes).await
+    }
+
+    /// The same of a prompt with these fields changed.
+    pub(crate) async fn fire_with(&self, tenant: &Tenant, mut changes: Value) -> PromptId {
         let slot = Utc::now().duration_trunc(TimeDelta::minutes(1)).unwrap();
-        let changes = json!({
-            "model": "openai/gpt-4o-mini", "prompt_text": text, "timeout_ms": 60_000,
-            "destinations": destinations,
-        });
+        changes["model"] = json!("openai/gpt-4o-mini");
+        changes["timeout_ms"] = json!(60_000);
         let prompt_id = stage::prompt(&self.stage.db, tenant.stage, &changes, Some(slot)).await;
         let prompt_id = prompt_id.unwrap();
         let tenant_id = tenant.stage.id;

@@ -213,6 +213,11 @@ impl Carillon {
         fs::read_to_string(&self.log).unwrap()
     }
 
+    /// The process.
+    pub(crate) fn process_id(&self) -> u32 {
+        self.child.lock().unwrap().pid().cast_unsigned()
+    }
+
     fn child(&mut self) -> &mut Child {
         self.child.get_mut().unwrap()
     }

@@ -6,11 +6,13 @@
 #![expect(clippy::unwrap_used, reason = "the helpers of tests may panic")]
 
 mod backfills;
+mod canaries;
 mod carillon;
 mod clock;
 mod crash;
 mod deliveries;
 mod faults;
+mod hostile;
 mod isolation;
 mod program;
 mod providers;

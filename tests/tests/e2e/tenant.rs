@@ -104,6 +104,15 @@ impl Tenant {
         reply.body
     }
 
+    /// A POST that may be repeated.
+    pub(crate) async fn post_repeatable(&self, path: &str, body: Value, repeat: &str) -> Value {
+        let request = self.http.post(format!("{}{path}", self.base)).json(&body);
+        let request = request.header("idempotency-key", repeat);
+        let response = request.bearer_auth(&self.key).send().await.unwrap();
+        assert!(response.status().is_success(), "{}", response.status());
+        response.json().await.unwrap()
+    }
+
     /// Makes a prompt that runs on demand, with these fields changed.
     pub(crate) async fn prompt(&self, change: Value) -> Value {
         let mut body = json!({
@@ -144,6 +153,12 @@ impl Tenant {
     pub(crate) async fn ended(&self, run: &Value) -> Value {
         let is_over = |run: &Value| ENDED.contains(&text(&run["status"]));
         self.until(run, "the run's end", is_over).await
+    }
+
+    /// Waits until a run's model has answered, or will not.
+    pub(crate) async fn ended_or_answered(&self, run: &Value) -> Value {
+        let is_over = |run: &Value| !["queued", "running"].contains(&text(&run["status"]));
+        self.until(run, "the model's answer", is_over).await
     }
 
     /// Waits for a run to be as wanted.

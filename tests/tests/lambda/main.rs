@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "the helpers of tests may panic")]
 
 mod batch;
+mod canaries;
 mod dead_letters;
 mod programs;
 mod queue;
