@@ -26,7 +26,7 @@ use self::{
     entry::Entry,
 };
 use crate::{
-    backoff,
+    backoff, crash_point,
     db::{
         Db, DbError,
         events::{self, Event, Outcome},
@@ -105,11 +105,14 @@ pub async fn drain(db: &Db, bus: &Bus, deadline: Instant) -> Result<Drained, DbE
         if claimed.is_empty() {
             break;
         }
+        crash_point!(BusClaimed);
         let round = match bus {
             Bus::EventBridge(bridge) => put(bridge, claimed, deadline).await,
             Bus::Local => tell(claimed),
         };
+        crash_point!(BusPut);
         let ours = events::settle(db, &round.settled).await?;
+        crash_point!(BusNoted);
         if ours < round.settled.len() {
             warn!(
                 events = round.settled.len() - ours,

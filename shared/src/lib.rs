@@ -10,6 +10,7 @@ pub mod backoff;
 pub mod bus;
 pub mod cache;
 pub mod calendar;
+pub mod crash;
 pub mod db;
 pub mod destination;
 pub mod env;

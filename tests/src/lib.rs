@@ -5,6 +5,8 @@
 
 pub mod bootstrap;
 pub mod canary;
+pub mod chaos;
+pub mod fault_proxy;
 pub mod hostile;
 pub mod model;
 pub mod peers;
@@ -111,17 +113,15 @@ pub fn carillon_program() -> Result<PathBuf> {
 /// When it is not beside the test's own folder.
 pub fn program(name: &str) -> Result<PathBuf> {
     let test = env::current_exe()?;
-    let folder = test
-        .ancestors()
-        .nth(2)
-        .context("the test lies in no target folder")?;
-    let program = folder.join(name);
-    anyhow::ensure!(
-        program.is_file(),
-        "{} is missing; run `cargo build --workspace` first",
-        program.display()
-    );
-    Ok(program)
+    // A test lies one folder deeper than a program.
+    let folders = test.ancestors().skip(1).take(2);
+    folders
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file())
+        .with_context(|| {
+            let test = test.display();
+            format!("no {name} is beside {test}; run `cargo build --workspace` first")
+        })
 }
 
 async fn make_once<F>(admin: &Client, name: &str, fill: impl FnOnce(String) -> F) -> Result<()>

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use local::child::{self, Child, StopStep};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 use crate::required;
 
@@ -137,8 +138,18 @@ impl Peer {
             Self::Aimock => {
                 let script = installed("CARILLON_TEST_AIMOCK")?;
                 let fixtures = text(&peers.join("aimock"));
-                let arguments = [&script, "-p", &port, "-f", &fixtures, "--validate-on-load"];
-                let arguments = arguments.map(str::to_owned).to_vec();
+                // The journal is a witness: it must forget nothing.
+                let journal = ["--journal-max", "0"];
+                let arguments = [
+                    &script as &str,
+                    "-p",
+                    &port,
+                    "-f",
+                    &fixtures,
+                    "--validate-on-load",
+                ];
+                let arguments = arguments.into_iter().chain(journal);
+                let arguments = arguments.map(str::to_owned).collect();
                 let variables = vec![("CARILLON_TEST_AIMOCK_URL", url)];
                 (installed("CARILLON_TEST_NODE")?, arguments, variables)
             }
@@ -282,6 +293,34 @@ pub async fn aimock_answers(marker: &str, content: &str, latency_ms: u32) -> Res
     post(&url, &fixtures).await.map(drop)
 }
 
+/// Makes aimock fail with that status whoever says `marker`: always, or so many times,
+/// and then it answers. The marker must be this test's own.
+///
+/// # Errors
+/// When aimock refuses.
+///
+/// # Panics
+/// When the test does not run in a testbed with it.
+pub async fn aimock_fails(marker: &str, status: u16, then: Option<(&str, u32)>) -> Result<()> {
+    let error = json!({"message": "no", "type": "server_error"});
+    let failure = json!({"error": error, "status": status});
+    let usage = json!({"prompt_tokens": 30, "completion_tokens": 5});
+    let mut fixtures = Vec::new();
+    match then {
+        None => fixtures.push(json!({"match": {"userMessage": marker}, "response": failure})),
+        Some((content, times)) => {
+            for n in 0..times {
+                fixtures.push(json!({"match": {"userMessage": marker, "sequenceIndex": n},
+                    "response": failure}));
+            }
+            fixtures.push(json!({"match": {"userMessage": marker},
+                "response": {"content": content, "usage": usage, "finishReason": "stop"}}));
+        }
+    }
+    let url = format!("{}/__aimock/fixtures", aimock_url());
+    post(&url, &json!({"fixtures": fixtures})).await.map(drop)
+}
+
 /// The requests that aimock got whose body contains `marker`, oldest first: `method`, `path`,
 /// `headers`, `body`, `response`.
 ///
@@ -295,6 +334,66 @@ pub async fn aimock_journal(marker: &str) -> Result<Vec<Value>> {
     let mut entries = get(&url).await?;
     entries.retain(|entry| entry["body"].to_string().contains(marker));
     Ok(entries)
+}
+
+/// The bodies of the requests that aimock got, as text, of those that contain `marker`. What it has told
+/// once is not asked for again, however many ask.
+///
+/// # Errors
+/// When aimock does not answer.
+///
+/// # Panics
+/// When the test does not run in a testbed with it.
+pub async fn aimock_heard(marker: &str) -> Result<Vec<String>> {
+    static HEARD: Mutex<Vec<String>> = Mutex::const_new(Vec::new());
+    let mut heard = HEARD.lock().await;
+    let url = format!("{}/__aimock/journal?offset={}", aimock_url(), heard.len());
+    heard.extend(
+        get(&url)
+            .await?
+            .iter()
+            .map(|entry| entry["body"].to_string()),
+    );
+    Ok(heard
+        .iter()
+        .filter(|body| body.contains(marker))
+        .cloned()
+        .collect())
+}
+
+/// Makes a bucket in moto.
+///
+/// # Errors
+/// When moto refuses.
+///
+/// # Panics
+/// When the test does not run in a testbed with it.
+pub async fn make_bucket(name: &str) -> Result<()> {
+    use aws_sdk_s3::types::{BucketLocationConstraint, CreateBucketConfiguration};
+    let place = CreateBucketConfiguration::builder()
+        .location_constraint(BucketLocationConstraint::EuCentral1)
+        .build();
+    let making = s3_of_moto().create_bucket().bucket(name);
+    making.create_bucket_configuration(place).send().await?;
+    Ok(())
+}
+
+/// An object of moto's, under `bucket/key`.
+///
+/// # Errors
+/// When there is none.
+///
+/// # Panics
+/// When the test does not run in a testbed with it.
+pub async fn object(place: &str) -> Result<Vec<u8>> {
+    let (bucket, key) = place.split_once('/').context("no bucket/key")?;
+    let got = s3_of_moto().get_object().bucket(bucket).key(key);
+    Ok(got.send().await?.body.collect().await?.to_vec())
+}
+
+fn s3_of_moto() -> aws_sdk_s3::Client {
+    let config = aws_sdk_s3::config::Builder::from(&crate::rehearsal::aws(&moto_url()));
+    aws_sdk_s3::Client::from_conf(config.force_path_style(true).build())
 }
 
 /// Sets the signing secrets that the webhook receiver accepts at `path` and below.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use shared::{
+    crash_point,
     db::{
         DbError,
         deliveries::{self, DeliveryClaim, LockedDelivery, Settled},
@@ -232,6 +233,7 @@ pub(crate) async fn resume(
     let verdict = verdict(&locked);
     let sends = verdict.is_none();
     let claim = deliveries::claim(tx, &locked, sends, executor.lease_ms()).await?;
+    crash_point!(DeliveryClaimed);
     if let Some(settled) = verdict {
         settle(executor, &claim, settled).await?;
         return Ok(Handled::Done);
@@ -373,11 +375,10 @@ async fn attempt(
         body,
         attempted_at: Utc::now(),
     };
-    executor
-        .sender
-        .send(&item)
-        .await
-        .map_err(|error| after_error(&error, &held))
+    crash_point!(DeliverySending);
+    let sent = executor.sender.send(&item).await;
+    crash_point!(DeliverySent);
+    sent.map_err(|error| after_error(&error, &held))
 }
 
 fn after_error(error: &DeliveryError, held: &Held) -> Settled {
@@ -417,6 +418,7 @@ async fn settle(
             }
             ended => {
                 let status = ended?.then_some(RunStatus::Succeeded);
+                crash_point!(DeliverySettled);
                 log(claim, &settled, settled.status, status);
                 return Ok(());
             }
@@ -434,7 +436,9 @@ async fn settle(
     let rows = notices.iter().map(|one| &one.row).collect::<Vec<_>>();
     let lease_ms = executor.lease_ms();
     let dropped = dropped_at_pause(end.pauses, end.due_at_pause.as_ref(), end.now);
+    crash_point!(SettleWritten);
     let kept = deliveries::finish(tx, claim, &settled, &end, &rows, lease_ms, dropped).await?;
+    crash_point!(DeliverySettled);
     keep(&mut notices, &kept);
     log(claim, &settled, end.delivery, end.status);
     if end.delivery == DeliveryStatus::Retrying {

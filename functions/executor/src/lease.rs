@@ -2,7 +2,7 @@
 
 use std::{future::Future, pin::Pin};
 
-use shared::{db::DbError, ids::RunId};
+use shared::{crash_point, db::DbError, ids::RunId};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::warn;
 
@@ -26,7 +26,9 @@ where
         tokio::select! {
             done = work.as_mut() => return Some(done),
             _ = beat.tick() => match renew().await {
-                Ok(()) => {}
+                Ok(()) => {
+                    crash_point!(LeaseRenewed);
+                }
                 Err(DbError::StaleLease) => return None,
                 // The fence guards the record whoever holds the lease by then.
                 Err(error) => warn!(run.id = %run_id, %error, "lease not renewed"),

@@ -8,7 +8,7 @@ use std::{
 use chrono::Utc;
 use sha2::{Digest, Sha256};
 use shared::{
-    backoff,
+    backoff, crash_point,
     db::{
         DbError, TenantTx, prompts,
         runs::{
@@ -173,6 +173,7 @@ async fn look_locked(
         };
         return Ok(Looked::Not(nothing_due(tx, wake_up).await?));
     };
+    crash_point!(RunLocked);
     let spec = stored_spec(&due.slots.spec)?;
     let next = |after| spec.next_slot(after, &due.slots.holidays);
     let first = due.slots.first;
@@ -277,6 +278,7 @@ async fn begin(
         .next
         .filter(|_| due.next_is_last)
         .and_then(|first| slots::dropped(first, due.now, next));
+    crash_point!(RunPlanned);
     let claim = hold.write(executor, &writing).await?;
     Ok(match claim {
         Some(claim) => Looked::Claimed(claim, job),
@@ -306,6 +308,7 @@ async fn take(
     let Some(mut locked) = runs::lock(&tx, run_id).await? else {
         return nothing_due(tx, WakeUp::Run { tenant_id, run_id }).await;
     };
+    crash_point!(RunLocked);
     if locked.next != NextStep::Claim {
         pass_by(executor, tx, &locked).await?;
         return Ok(Handled::Done);
@@ -401,7 +404,10 @@ enum Tried {
 }
 
 async fn execute(executor: &Executor, claim: Claim, job: Job, until: Until) -> Result<(), DbError> {
-    match attempt(executor, &claim, &job, until).await {
+    crash_point!(RunClaimed);
+    let tried = attempt(executor, &claim, &job, until).await;
+    crash_point!(ModelAnswered);
+    match tried {
         Tried::Answered(answer, latency) => {
             record_answer(executor, &claim, job, answer, latency).await
         }
@@ -493,7 +499,10 @@ async fn record_answer(
     let spent = spent(executor, &job, &answer);
     let stored_at = if answer.output.len() > INLINE_BYTES_MAX {
         match deliveries::store_output(executor, claim, &job, &answer.output).await {
-            Ok(stored) => Some(stored),
+            Ok(stored) => {
+                crash_point!(OutputStored);
+                Some(stored)
+            }
             Err(mut failure) => {
                 failure.spent = Some(spent);
                 return record_failure(executor, claim, Some(&job), failure, "ok").await;
@@ -529,6 +538,7 @@ async fn record_answer(
     let Some(kept) = write_answer(executor, claim, &record, status, &prepared).await? else {
         return Ok(());
     };
+    crash_point!(RunRecorded);
     deliveries::keep(&mut prepared, &kept.deliveries);
     for one in &mut prepared {
         one.is_gone = kept.gone_webhooks.contains(&one.row.target);
@@ -597,7 +607,9 @@ pub(crate) async fn record_failure(
         lease_ms: executor.lease_ms(),
         dropped: dropped_at_pause(pauses, recorded.due_at_pause.as_ref(), recorded.now),
     };
+    crash_point!(FailureWritten);
     let kept = runs::finish_failure(tx, claim, &recorded, &failure, &writing).await?;
+    crash_point!(FailureRecorded);
     deliveries::keep(&mut notices, &kept);
     warn!(
         run.id = %claim.run_id, prompt.id = %claim.prompt_id, tenant.id = %claim.tenant_id,

@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use shared::{
     api_key::Role,
+    crash_point,
     db::{
         TenantTx,
         audit::{Action, Actor, Event, Outcome},
@@ -235,12 +236,16 @@ impl Command {
             .zip(sealing)
             .map(|(key, sealing)| self.stored(key, &sealing, &answer))
             .transpose()?;
+        crash_point!(CommandWritten);
         idempotency::commit(tx, event.as_ref(), stored.as_ref()).await?;
+        crash_point!(CommandCommitted);
         // The change is kept, whatever becomes of this: the sweeper finds what nobody was woken for.
         app.queue.offer(&answer.wake_ups, Duration::ZERO).await;
+        crash_point!(CommandOffered);
         if let Some(prompt_id) = answer.applies {
             answer.tell(apply(app, by.tenant, prompt_id).await.as_ref())?;
         }
+        crash_point!(CommandApplied);
         answer.into_response()
     }
 

@@ -14,6 +14,7 @@ pub mod turn;
 use std::time::Duration;
 
 use shared::{
+    crash_point,
     db::{
         Db, DbError,
         retention::{self, Expired},
@@ -55,7 +56,9 @@ pub async fn sweep(db: &Db, queue: &Queue) -> Result<Swept, DbError> {
         system::due_prompts(db, ROWS_MAX),
     )?;
     let found: Vec<WakeUp> = in_turns([deliveries, runs, prompts]).collect();
+    crash_point!(SweepFound);
     let sent = queue.offer(&found, Duration::ZERO).await;
+    crash_point!(SweepOffered);
     Ok(Swept {
         sent,
         postponed: found.len().saturating_sub(sent),

@@ -23,6 +23,9 @@ pub enum DbError {
     /// The database refused a statement, or the connection broke.
     #[error("database statement")]
     Statement(#[source] tokio_postgres::Error),
+    /// The connection stayed silent. What was asked may have been done.
+    #[error("the database did not answer in time")]
+    NoAnswer,
     /// A migration failed, or what was applied differs from what this program holds.
     #[error("database migration")]
     Migration(#[from] refinery::Error),
@@ -98,7 +101,7 @@ impl DbError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Pool(_) => true,
+            Self::Pool(_) | Self::NoAnswer => true,
             Self::Secret(error) => error.is_transient(),
             Self::Statement(error) => match error.code() {
                 None => true,

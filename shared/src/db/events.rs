@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Db, DbError, Param, column};
+use super::{Db, DbError, Param, column, in_time};
 use crate::ids::{DeliveryId, PromptId, RunId, TenantId};
 
 /// An event, leased by whoever claimed it.
@@ -183,8 +183,12 @@ struct SettledRows<'a> {
 
 async fn query(db: &Db, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, DbError> {
     let connection = db.system().await?;
-    let statement = connection.prepare_cached(sql).await?;
-    Ok(connection.query(&statement, params).await?)
+    // Its pool asks a connection whether it is well before the next borrower has it.
+    in_time(async {
+        let statement = connection.prepare_cached(sql).await?;
+        Ok(connection.query(&statement, params).await?)
+    })
+    .await
 }
 
 fn event(row: &Row) -> Result<Event, DbError> {

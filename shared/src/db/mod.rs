@@ -64,6 +64,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// forgets an idle one after 350 s (Amazon EC2 User Guide, "Connection tracking timeouts").
 const IDLE_MAX: Duration = Duration::from_secs(300);
 
+/// Longest wait for an answer. The server gives up on a statement well before; a connection whose
+/// other end is gone without a word would otherwise be waited for without end.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// Bounds of a session. They survive `RESET ALL`, which goes back to what the connection began with.
 const SESSION_OPTIONS: &str = "-c statement_timeout=15s -c lock_timeout=5s \
      -c idle_in_transaction_session_timeout=30s -c TimeZone=UTC -c application_name=carillon";
@@ -186,7 +190,8 @@ impl Role {
             login: login.clone(),
             current,
         };
-        refuse_power(&role.get().await?).await?;
+        let first = role.get().await?;
+        in_time(refuse_power(&first)).await?;
         Ok(role)
     }
 
@@ -205,6 +210,14 @@ impl Role {
             other => Ok(other?),
         }
     }
+}
+
+/// Whoever is cut off by this has its connection closed: an answer that comes late must not be the
+/// next borrower's.
+async fn in_time<T>(work: impl Future<Output = Result<T, DbError>>) -> Result<T, DbError> {
+    timeout(ANSWER_TIMEOUT, Box::pin(work))
+        .await
+        .unwrap_or(Err(DbError::NoAnswer))
 }
 
 fn pool(

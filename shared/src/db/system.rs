@@ -8,7 +8,7 @@ use deadpool_postgres::Object;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Db, DbError, Param, column};
+use super::{Db, DbError, Param, column, in_time};
 use crate::{
     api_key::Role,
     ids::{ApiKeyId, DeliveryId, PromptId, RunId, TenantId, UserId},
@@ -407,8 +407,12 @@ fn owned(row: &Row) -> Result<Owned, DbError> {
 }
 
 async fn query(connection: &Object, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, DbError> {
-    let statement = connection.prepare_cached(sql).await?;
-    Ok(connection.query(&statement, params).await?)
+    // Its pool asks a connection whether it is well before the next borrower has it.
+    in_time(async {
+        let statement = connection.prepare_cached(sql).await?;
+        Ok(connection.query(&statement, params).await?)
+    })
+    .await
 }
 
 fn wake_ups(

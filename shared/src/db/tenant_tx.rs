@@ -5,7 +5,7 @@ use futures_util::future::{join_all, try_join_all};
 use std::sync::atomic::{AtomicU8, Ordering};
 use tokio_postgres::{Row, Statement, types::Type};
 
-use super::{DbError, Param};
+use super::{DbError, Param, in_time};
 use crate::ids::TenantId;
 
 const FRESH: u8 = 0;
@@ -68,6 +68,11 @@ impl TenantTx {
     /// # Errors
     /// When the connection broke; it is closed then, and the server rolls back by itself.
     pub async fn rollback(mut self) -> Result<(), DbError> {
+        let rolled_back = in_time(self.roll_back()).await;
+        self.watch(rolled_back)
+    }
+
+    async fn roll_back(&mut self) -> Result<(), DbError> {
         if self.state.load(Ordering::Relaxed) != FRESH {
             self.connection()?.batch_execute("ROLLBACK").await?;
         }
@@ -100,6 +105,10 @@ impl TenantTx {
 
     /// Runs a statement without a result and says how many rows it changed.
     pub(super) async fn execute(&self, sql: &str, params: &[Param<'_>]) -> Result<u64, DbError> {
+        self.watch(in_time(self.run(sql, params)).await)
+    }
+
+    async fn run(&self, sql: &str, params: &[Param<'_>]) -> Result<u64, DbError> {
         let connection = self.connection()?;
         let prepared = connection.prepare_cached(sql).await;
         let statement = self.watch(prepared.map_err(DbError::from))?;
@@ -111,6 +120,10 @@ impl TenantTx {
 
     /// Sends statements together and gives their rows in the same order.
     pub(super) async fn pipeline(&self, steps: &[Step<'_>]) -> Result<Vec<Vec<Row>>, DbError> {
+        self.watch(in_time(self.ask(steps)).await)
+    }
+
+    async fn ask(&self, steps: &[Step<'_>]) -> Result<Vec<Vec<Row>>, DbError> {
         let statements = self.prepare(steps).await?;
         let connection = self.connection()?;
         let opening = self.opening();
@@ -130,6 +143,11 @@ impl TenantTx {
         mut self,
         steps: &[Step<'_>],
     ) -> Result<Vec<Vec<Row>>, DbError> {
+        let sent = in_time(self.send_with_commit(steps)).await;
+        self.watch(sent)
+    }
+
+    async fn send_with_commit(&mut self, steps: &[Step<'_>]) -> Result<Vec<Vec<Row>>, DbError> {
         match self.state.load(Ordering::Relaxed) {
             FAILED => return Err(DbError::Aborted),
             FRESH if steps.is_empty() => {

@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 
 use crate::{
     aws::{CallError, Cause, Disposition},
-    backoff,
+    backoff, crash_point,
     db::{
         Db, DbError,
         sync::{self, Claim, Claimed, Failure, Settled, Standing},
@@ -146,15 +146,21 @@ impl Scheduler {
                     });
                 }
             };
+            crash_point!(SyncClaimed);
             let made = timeout_at(deadline, make_equal(aws, &claim))
                 .await
                 .unwrap_or_else(|_| Err(Fault::Call(CallError::deadline())));
+            crash_point!(SyncCalled);
             let tx = db.tenant(tenant_id).await?;
             match made {
-                Ok(()) => match sync::settle(tx, &claim).await? {
-                    Settled::Synced => return Ok(Applied::synced()),
-                    Settled::Again => {}
-                },
+                Ok(()) => {
+                    let settled = sync::settle(tx, &claim).await?;
+                    crash_point!(SyncNoted);
+                    match settled {
+                        Settled::Synced => return Ok(Applied::synced()),
+                        Settled::Again => {}
+                    }
+                }
                 Err(fault) => {
                     let failure = failure(&fault, &claim);
                     sync::fail(tx, &claim, &failure).await?;
