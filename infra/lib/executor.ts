@@ -38,6 +38,7 @@ export class Queues extends Construct {
     this.wakeUps = queue(this, 'WakeUps', {
       // Not the usual six times: the mapping's own bound on concurrency takes no message that it cannot
       // hand over at once, and what an executor loses the sweeper finds within a minute of its lease's end.
+      // A wake-up that had no time in its invocation comes back the sooner.
       visibilityTimeout: EXECUTOR_TIMEOUT.plus(Duration.minutes(1)),
       // A wake-up carries no truth: an older one says nothing that the sweeper has not said since.
       retentionPeriod: Duration.days(1),
@@ -172,7 +173,9 @@ export class Executor extends CarillonFunction {
       target: this.lambda,
       eventSourceArn: queues.wakeUps.queueArn,
       batchSize: settings.executorBatch,
-      // SQS asks for a window where a batch is larger than one receive.
+      // More than the executor works on at once, so that a slot that is free takes the next wake-up of the
+      // same invocation, and one slow call is not paid for alone. SQS asks for a window where a batch is
+      // larger than one receive.
       ...(settings.executorBatch > 10 && { maxBatchingWindow: Duration.seconds(1) }),
       reportBatchItemFailures: true,
       maxConcurrency: settings.executorConcurrency,

@@ -79,7 +79,7 @@ export function read(node: Node, zipsByDefault: string): Settings {
     connectionsMax: limitOf(database, size, given),
     // Two is the least that an event source mapping takes.
     executorConcurrency: context.number('executorConcurrency', 2, 1000, 10),
-    executorBatch: context.number('executorBatch', 1, 1000, 10),
+    executorBatch: context.number('executorBatch', 1, 1000, 100),
     executorSlots: context.number('executorSlots', 1, 100, 10),
     executorMemoryMb: context.number('executorMemoryMb', 128, 3008, 128),
     managementConcurrency: context.number('managementConcurrency', 1, 1000, 10),

@@ -21,25 +21,28 @@ test('a wake-up that fails five times goes to the dead letters, which are kept f
 });
 
 test('no wake-up comes back while an executor still works on it', () => {
-  assert.ok(wakeUps[1].Properties.VisibilityTimeout > template.fn('executor').properties.Timeout);
+  const [, mapping] = template.one('AWS::Lambda::EventSourceMapping');
+  const heldAtMost = mapping.Properties.MaximumBatchingWindowInSeconds + template.fn('executor').properties.Timeout;
+  assert.ok(wakeUps[1].Properties.VisibilityTimeout > heldAtMost);
 });
 
 test('the executor has time for the longest prompt, 840 s', () => {
   assert.ok(template.fn('executor').properties.Timeout >= 840 + 60);
 });
 
-test('ten wake-ups at once, and those that fail come back one by one', () => {
+test('more wake-ups than slots in the window that SQS asks for, and those that fail come back one by one', () => {
   const [, mapping] = template.one('AWS::Lambda::EventSourceMapping');
   assert.equal(target(mapping.Properties.EventSourceArn), wakeUps[0]);
   assert.deepEqual(mapping.Properties.FunctionResponseTypes, ['ReportBatchItemFailures']);
-  assert.equal(mapping.Properties.BatchSize, 10);
-  assert.equal(mapping.Properties.MaximumBatchingWindowInSeconds, undefined);
+  assert.equal(mapping.Properties.BatchSize, 100);
+  assert.equal(mapping.Properties.MaximumBatchingWindowInSeconds, 1);
+  assert.equal(template.fn('executor').properties.Environment.Variables.CARILLON_EXECUTOR_SLOTS, '10');
   assert.equal(mapping.Properties.ScalingConfig.MaximumConcurrency, 10);
 });
 
-test('a larger batch gets the window that SQS asks for', () => {
-  const [, mapping] = synth({ executorBatch: 40, database: 'external' }).template.one('AWS::Lambda::EventSourceMapping');
-  assert.deepEqual([mapping.Properties.BatchSize, mapping.Properties.MaximumBatchingWindowInSeconds], [40, 1]);
+test('a batch that one receive fills waits for nothing', () => {
+  const [, mapping] = synth({ executorBatch: 10, database: 'external' }).template.one('AWS::Lambda::EventSourceMapping');
+  assert.deepEqual([mapping.Properties.BatchSize, mapping.Properties.MaximumBatchingWindowInSeconds], [10, undefined]);
 });
 
 test('every queue is a standard one, encrypted, and closed to plain HTTP', () => {

@@ -9,7 +9,7 @@ test('without a word the stack is made for production', () => {
   const { database, multiAz, disposable, executorBatch, executorConcurrency } = settings({});
   assert.deepEqual(
     { database, multiAz, disposable, executorBatch, executorConcurrency },
-    { database: 'postgres', multiAz: true, disposable: false, executorBatch: 10, executorConcurrency: 10 },
+    { database: 'postgres', multiAz: true, disposable: false, executorBatch: 100, executorConcurrency: 10 },
   );
 });
 

@@ -37,4 +37,5 @@ pub mod simulate;
 pub mod slots;
 pub mod telemetry;
 pub mod template;
+pub mod tls;
 pub mod webhook_secret;

@@ -9,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_config::SdkConfig;
 use aws_sdk_secretsmanager::Client;
+use aws_types::SdkConfig;
 use tokio::{sync::Mutex, time::timeout};
 use tracing::{info, warn};
 

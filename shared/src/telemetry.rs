@@ -11,7 +11,17 @@ use std::{
 
 use tokio_postgres::error::DbError as Refusal;
 use tracing::{Level, Metadata};
-use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, fmt, layer::SubscriberExt};
+use tracing_subscriber::{
+    Layer,
+    filter::{Targets, filter_fn},
+    fmt,
+    layer::SubscriberExt,
+    registry,
+};
+
+pub use tracing_subscriber::filter::LevelFilter;
+
+use crate::env;
 
 /// What reads the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,25 +46,25 @@ const OURS: [&str; 7] = [
 /// Causes of an error that are told at the most.
 const CAUSES_MAX: usize = 8;
 
-/// Begins to log. `RUST_LOG` chooses what; without it, `level` and worse. A second call does nothing.
-pub fn init(reader: Reader, level: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+/// Begins to log. `RUST_LOG` chooses what (`info`, or `warn,executor=debug`); without it, or when it
+/// cannot be read, `level` and worse. A second call does nothing.
+pub fn init(reader: Reader, level: LevelFilter) {
+    let chosen = env::process("RUST_LOG").filter(|text| !text.is_empty());
+    let chosen = chosen.and_then(|text| text.parse::<Targets>().ok());
+    let chosen = chosen.unwrap_or_else(|| Targets::new().with_default(level));
+    let lines = fmt::layer().with_target(false);
     let lines = match reader {
-        Reader::Machine => fmt::layer()
-            .with_target(false)
+        Reader::Machine => lines
             .json()
             .flatten_event(true)
             .with_current_span(true)
             .with_span_list(false)
             .boxed(),
-        Reader::Person => fmt::layer()
-            .with_target(false)
-            .with_writer(std::io::stderr)
-            .boxed(),
+        Reader::Person => lines.with_writer(std::io::stderr).boxed(),
     };
-    let subscriber = tracing_subscriber::registry()
+    let subscriber = registry()
         .with(lines)
-        .with(filter)
+        .with(chosen)
         .with(filter_fn(is_discreet));
     // Only a second call fails, and then the first one's subscriber stays.
     if tracing::subscriber::set_global_default(subscriber).is_ok() {
@@ -119,7 +129,7 @@ mod tests {
     #[test]
     fn panics_and_others_crates_tell_no_more_than_they_may() {
         if env::var_os(CHILD).is_some() {
-            init(Reader::Person, "warn");
+            init(Reader::Person, LevelFilter::WARN);
             let text = "canary of a panic";
             let panics = thread::spawn(move || panic!("byte 3 is inside of {text}"));
             assert!(panics.join().is_err());

@@ -35,8 +35,9 @@ const STARTS: usize = 15;
 /// Records of a batch.
 const BATCH: usize = 10;
 
-/// Batches of the same process, of which the first few still grow its heap.
-const BATCHES: usize = 5;
+/// Batches of the same process, of which the first few still grow its heap and prepare statements.
+const BATCHES: usize = 13;
+const BATCHES_WARMING: usize = 4;
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -103,42 +104,49 @@ async fn start(
     (took, Usage::of(function.process_id().unwrap()))
 }
 
-/// Prints the median of each figure; gives those of the time and the CPU.
+/// Prints the median and the least of each figure; gives the medians of the time and the CPU.
 fn middle(name: &str, starts: &mut [(Duration, Usage)]) -> (Duration, Duration) {
     let half = starts.len() / 2;
     starts.sort_by_key(|(took, _)| *took);
     let (took, least) = (starts[half].0, starts[0].0);
     starts.sort_by_key(|(_, usage)| usage.cpu);
     let cpu = starts[half].1.cpu;
+    let cpu_least = starts[0].1.cpu;
     println!(
-        "{name}: first answer after {took:.1?} (least {least:.1?}), CPU {cpu:.1?}, resident {:.1} MB",
+        "{name}: first answer after {took:.1?} (least {least:.1?}), CPU {cpu:.1?} (least {cpu_least:.1?}), resident {:.1} MB",
         starts[half].1.resident_mb
     );
     (took, cpu)
 }
 
-/// What one process holds after batches, and the CPU of a run.
+/// What one process holds after batches, and the CPU of a run: of the batches after the first few, the
+/// least and the middle one.
 async fn hold(program: &Path, ground: &Ground, what: &str, text: &str) {
     let mut function = Function::launch(program, &[], "executor", &ground.environment).await;
-    let mut last = None;
+    let mut usage = Usage::of(function.process_id().unwrap());
+    let mut of_a_run = Vec::new();
     let before = ground.succeeded().await;
     for n in 0..BATCHES {
         let event = ground.event(&vec![text.to_owned(); BATCH]).await;
-        let began = (n == BATCHES - 1).then(|| Usage::of(function.process_id().unwrap()).cpu);
+        let began = Usage::of(function.process_id().unwrap()).cpu;
         let answered = function.invoke_with(event).await;
         assert_eq!(answered.body, all_done());
-        let usage = Usage::of(function.process_id().unwrap());
-        last = began.map(|began| (usage, usage.cpu.saturating_sub(began)));
+        usage = Usage::of(function.process_id().unwrap());
+        if n >= BATCHES_WARMING {
+            let used = usage.cpu.saturating_sub(began);
+            of_a_run.push(used / u32::try_from(BATCH).unwrap());
+        }
     }
-    let (usage, cpu) = last.unwrap();
+    of_a_run.sort();
     assert_eq!(
         ground.succeeded().await - before,
         i64::try_from(BATCH * BATCHES).unwrap()
     );
     println!(
-        "{what}, a batch of {BATCH}: resident {:.1} MB (most {:.1}), CPU {:.2?} a run",
+        "{what}, a batch of {BATCH}: resident {:.1} MB (most {:.1}), CPU {:.2?} a run (least {:.2?})",
         usage.resident_mb,
         usage.resident_max_mb,
-        cpu / u32::try_from(BATCH).unwrap()
+        of_a_run[of_a_run.len() / 2],
+        of_a_run[0],
     );
 }

@@ -1,5 +1,6 @@
 //! What a thousand runs of a call of ten seconds cost in Lambda at 128 MB, in GB-s: the executor's
-//! bootstrap works on batches with ten slots, and a slot that is free takes the next record.
+//! bootstrap works on batches with ten slots, and a slot that is free takes the next record. The last
+//! of them is the one that the stack deploys.
 //!
 //! ```text
 //! CARILLON_BOOTSTRAP=$PWD/target/lambda/executor \

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use axum::{Router, body::Bytes, http::HeaderMap};
 use chrono::{DurationRound, TimeDelta, Utc};
 use serde_json::{Value, json};
 use shared::{
@@ -19,7 +20,7 @@ use shared::{
     ids::{TenantId, UserId},
     message::{self, WakeUp},
 };
-use tempfile::TempDir;
+use tokio::net::TcpListener;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -59,12 +60,10 @@ pub struct Ground {
     pub environment: Vec<(&'static str, String)>,
     db: Db,
     tenant: Tenant,
-    _home: TempDir,
 }
 
 impl Ground {
-    /// A database with one tenant, a model, and a folder for outputs. Nobody answers for AWS: a run
-    /// that goes well asks it for nothing.
+    /// A database with one tenant, a model, and somebody who takes what is sent to S3 and to the bus.
     ///
     /// # Panics
     /// When PostgreSQL fails.
@@ -74,16 +73,21 @@ impl Ground {
         let sql = "UPDATE tenants SET concurrent_runs_max = 1000, active_prompts_max = 100000";
         admin.batch_execute(sql).await.unwrap();
         let model = Model::start().await;
-        let home = tempfile::tempdir().unwrap();
-        let nowhere = "http://127.0.0.1:9";
-        let url = |name: &str| format!("{nowhere}/{AWS_ACCOUNT}/{name}");
+        let aws = takes_all().await;
+        let url = |name: &str| format!("{aws}/{AWS_ACCOUNT}/{name}");
         let queues = Queues {
             wake_ups: url("wake-ups"),
             dead_letters: url("dead-letters"),
             undelivered: url("undelivered"),
             group: "prompts".to_owned(),
         };
-        let mut environment = rehearsal::environment(&database, nowhere, &queues, home.path());
+        let mut environment = rehearsal::environment(&database, &aws, &queues, Path::new(""));
+        // As on AWS: files of this machine are slower than any bucket, and Lambda has none.
+        environment.retain(|(name, _)| !["CARILLON_HOME", "CARILLON_SEALING_KEY"].contains(name));
+        let key = format!("arn:aws:kms:{AWS_REGION}:{AWS_ACCOUNT}:key/outputs");
+        environment.push(("CARILLON_KMS_KEY_ID", key));
+        environment.push(("CARILLON_BUCKET", "outputs".to_owned()));
+        environment.push(("CARILLON_SES_CONFIGURATION_SET", "mail".to_owned()));
         environment.push(("OPENAI_BASE_URL", model.base_url.clone()));
         environment.push(("CARILLON_DATABASE_CONNECTIONS_MAX", "1".to_owned()));
         environment.push(("CARILLON_SYSTEM_DATABASE_CONNECTIONS_MAX", "1".to_owned()));
@@ -99,7 +103,6 @@ impl Ground {
             admin,
             model,
             environment,
-            _home: home,
         }
     }
 
@@ -142,6 +145,27 @@ impl Ground {
         let sql = "SELECT count(*) FROM scheduled_prompt_runs WHERE status = 'succeeded'";
         self.admin.query_one(sql, &[]).await.unwrap().get(0)
     }
+}
+
+/// Answers for S3 and for the bus: whatever is sent there has arrived.
+async fn takes_all() -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let router = Router::new().fallback(async |headers: HeaderMap, body: Bytes| {
+        let asked = headers.get("x-amz-target");
+        match asked.and_then(|asked| asked.to_str().ok()) {
+            None => String::new(),
+            Some(_) => {
+                let read: Value = serde_json::from_slice(&body).unwrap();
+                let entries = read["Entries"].as_array().map_or(0, Vec::len);
+                let taken = vec![json!({"EventId": "e"}); entries];
+                json!({"FailedEntryCount": 0, "Entries": taken}).to_string()
+            }
+        }
+    });
+    // It ends with the benchmark.
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    url
 }
 
 /// The answer to an event of which nothing comes again.

@@ -7,12 +7,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_sqs::{
     Client,
     config::{Credentials, SharedCredentialsProvider},
     types::QueueAttributeName,
 };
+use aws_types::{SdkConfig, region::Region};
 use chrono::{DurationRound, TimeDelta, Utc};
 use serde_json::json;
 use shared::api_key::{ApiKey, Role};
@@ -68,8 +68,8 @@ pub struct Queues {
 #[must_use]
 pub fn aws(url: &str) -> SdkConfig {
     let credentials = Credentials::new("test", "test", None, None, "test");
-    SdkConfig::builder()
-        .behavior_version(BehaviorVersion::latest())
+    shared::aws::client_config()
+        .to_builder()
         .region(Region::new(AWS_REGION))
         .endpoint_url(url)
         .credentials_provider(SharedCredentialsProvider::new(credentials))

@@ -18,7 +18,10 @@ use reqwest::{
     dns::{Addrs, Name, Resolve, Resolving},
     redirect, retry,
 };
-use shared::outbound::{self, NotPublic, Policy};
+use shared::{
+    outbound::{self, NotPublic, Policy},
+    tls,
+};
 
 /// How much of an answer is read; the rest is thrown away with the connection.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -64,13 +67,14 @@ impl Guarded {
     ///
     /// # Errors
     ///
-    /// When the system's certificates cannot be loaded.
+    /// When the TLS stack cannot be set up.
     pub fn new(policy: Policy) -> reqwest::Result<Self> {
         Self::with_lookup(policy, Lookup::System)
     }
 
     fn with_lookup(policy: Policy, lookup: Lookup) -> reqwest::Result<Self> {
         let client = Client::builder()
+        .tls_backend_preconfigured(tls::client_config())
             .user_agent(USER_AGENT)
             .redirect(redirect::Policy::none())
             .retry(retry::never())

@@ -37,8 +37,8 @@ const EVENTS_LIMIT: Duration = Duration::from_secs(2);
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let config = Config::from_env()?;
-    telemetry::init(telemetry::Reader::Machine, "info");
-    let aws = aws::config().await;
+    telemetry::init(telemetry::Reader::Machine, telemetry::LevelFilter::INFO);
+    let aws = aws::config();
     let bus = Bus::EventBridge(EventBridge::new(&aws, config.event_bus.clone()));
     let worker = worker(config, &aws).await?;
     let handler = service_fn(async |event: LambdaEvent<SqsEvent>| {

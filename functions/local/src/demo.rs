@@ -49,7 +49,7 @@ pub(crate) async fn run(
     examples: &Path,
     model: Option<&str>,
 ) -> Result<ExitCode> {
-    telemetry::init(telemetry::Reader::Person, "warn");
+    telemetry::init(telemetry::Reader::Person, telemetry::LevelFilter::WARN);
     let prompts = read_examples(examples)?;
     empty(&settings.data_dir)?;
     let model = choose_model(model);

@@ -35,7 +35,7 @@ const RUNS_MAX: i64 = 50;
 /// # Errors
 /// When a part cannot start or stop.
 pub(crate) async fn run(settings: Settings) -> Result<ExitCode> {
-    telemetry::init(telemetry::Reader::Person, "warn");
+    telemetry::init(telemetry::Reader::Person, telemetry::LevelFilter::WARN);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let service = tokio::select! {

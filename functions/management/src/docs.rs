@@ -1,6 +1,7 @@
 //! The OpenAPI document: what the handlers say of themselves, and what is true of all of them.
 
 mod examples;
+pub(crate) mod page;
 
 use serde_json::Value;
 use utoipa::{

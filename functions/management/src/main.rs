@@ -3,11 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use management::{
-    App,
-    config::Config,
-    outputs::{Bucket, Outputs},
-};
+use management::{App, config::Config, outputs::Outputs};
 use shared::{
     aws,
     db::Db,
@@ -23,12 +19,15 @@ const WAKE_UP_LIMIT: Duration = Duration::from_secs(1);
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let config = Config::from_env()?;
-    telemetry::init(telemetry::Reader::Machine, "info");
+    telemetry::init(telemetry::Reader::Machine, telemetry::LevelFilter::INFO);
     let queue_url = config.queue_url.clone();
-    let aws = aws::config().await;
+    let aws = aws::config();
     let queue = Queue::Sqs(Sqs::new(&aws, queue_url, WAKE_UP_LIMIT));
     let scheduler = Scheduler::EventBridge(EventBridge::new(&aws, config.scheduler.clone()));
-    let bucket = config.bucket.clone().map(|name| Bucket::new(&aws, name));
+    let bucket = config
+        .bucket
+        .clone()
+        .map(|name| aws::Bucket::new(&aws, name));
     let outputs = bucket.map_or(Outputs::Folder, Outputs::Bucket);
 
     let db = Db::connect(&config.db.config(&SecretsManager::new(&aws)))

@@ -5,8 +5,7 @@
 
 use std::time::Duration;
 
-use aws_sdk_s3::{Client, error::DisplayErrorContext, presigning::PresigningConfig};
-use shared::{aws::SdkConfig, ids::TenantId};
+use shared::{aws::Bucket, ids::TenantId};
 use tokio::time::timeout;
 use tracing::warn;
 
@@ -25,58 +24,34 @@ pub enum Outputs {
     Bucket(Bucket),
 }
 
-/// A bucket of S3.
-#[derive(Debug)]
-pub struct Bucket {
-    client: Client,
-    name: String,
-}
-
-impl Bucket {
-    /// With AWS's usual settings: region, credentials, endpoint.
-    #[must_use]
-    pub fn new(aws: &SdkConfig, name: String) -> Self {
-        let config = aws_sdk_s3::config::Builder::from(aws)
-            // The name of an emulator has no subdomain for each bucket.
-            .force_path_style(aws.endpoint_url().is_some())
-            .build();
-        Self {
-            client: Client::from_conf(config),
-            name,
-        }
-    }
-
-    /// The key that a stored URI names, if it lies in this bucket and is the tenant's.
-    fn key_of<'a>(&self, tenant_id: TenantId, uri: &'a str) -> Option<&'a str> {
-        let place = uri.strip_prefix("s3://")?.strip_prefix(&self.name)?;
-        let key = place.strip_prefix('/')?;
-        key.starts_with(&format!("tenants/{tenant_id}/"))
-            .then_some(key)
-    }
-
-    async fn sign(&self, key: &str) -> Option<String> {
-        let presigning = PresigningConfig::expires_in(GOOD_FOR).ok()?;
-        let get = self.client.get_object().bucket(&self.name).key(key);
-        match timeout(SIGN_LIMIT, get.presigned(presigning)).await {
-            Ok(Ok(signed)) => Some(signed.uri().to_owned()),
-            Ok(Err(error)) => {
-                warn!(error = %DisplayErrorContext(error), "the URL of an output was not signed");
-                None
-            }
-            Err(_elapsed) => {
-                warn!("the URL of an output was not signed in time");
-                None
-            }
-        }
-    }
-}
-
 impl Outputs {
     /// A URL that the output at this place may be read from; `None` where there is none to give.
     pub async fn url(&self, tenant_id: TenantId, uri: &str) -> Option<String> {
         match self {
             Self::Folder => None,
-            Self::Bucket(bucket) => bucket.sign(bucket.key_of(tenant_id, uri)?).await,
+            Self::Bucket(bucket) => sign(bucket, key_of(bucket.name(), tenant_id, uri)?).await,
+        }
+    }
+}
+
+/// The key that a stored URI names, if it lies in this bucket and is the tenant's.
+fn key_of<'a>(bucket: &str, tenant_id: TenantId, uri: &'a str) -> Option<&'a str> {
+    let place = uri.strip_prefix("s3://")?.strip_prefix(bucket)?;
+    let key = place.strip_prefix('/')?;
+    key.starts_with(&format!("tenants/{tenant_id}/"))
+        .then_some(key)
+}
+
+async fn sign(bucket: &Bucket, key: &str) -> Option<String> {
+    match timeout(SIGN_LIMIT, bucket.url(key, GOOD_FOR)).await {
+        Ok(Ok(url)) => Some(url),
+        Ok(Err(error)) => {
+            warn!(%error, "the URL of an output was not signed");
+            None
+        }
+        Err(_elapsed) => {
+            warn!("the URL of an output was not signed in time");
+            None
         }
     }
 }
@@ -87,14 +62,10 @@ mod tests {
 
     #[test]
     fn only_the_tenants_own_objects_of_the_bucket_have_a_url() {
-        let aws = SdkConfig::builder()
-            .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
-            .build();
-        let bucket = Bucket::new(&aws, "outputs".to_owned());
         let (own, other) = (TenantId::new(), TenantId::new());
         let key = format!("tenants/{own}/prompts/p/20260102T090000Z/r.md");
         assert_eq!(
-            bucket.key_of(own, &format!("s3://outputs/{key}")),
+            key_of("outputs", own, &format!("s3://outputs/{key}")),
             Some(key.as_str())
         );
         for uri in [
@@ -104,7 +75,7 @@ mod tests {
             format!("/var/carillon/storage/{key}"),
             format!("https://outputs/{key}"),
         ] {
-            assert_eq!(bucket.key_of(own, &uri), None, "{uri}");
+            assert_eq!(key_of("outputs", own, &uri), None, "{uri}");
         }
     }
 }

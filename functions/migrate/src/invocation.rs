@@ -93,9 +93,10 @@ impl Invocation {
 /// What sends answers.
 ///
 /// # Errors
-/// When no trusted certificates are found.
+/// When the TLS stack cannot be set up.
 pub(crate) fn client() -> Result<Client> {
     let builder = Client::builder()
+        .tls_backend_preconfigured(shared::tls::client_config())
         .timeout(ANSWER_LIMIT)
         .redirect(redirect::Policy::none());
     builder

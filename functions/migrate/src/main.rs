@@ -8,8 +8,8 @@ use shared::{aws, telemetry};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let config = Config::from_env()?;
-    telemetry::init(telemetry::Reader::Machine, "info");
-    let migration = Migration::new(config, &aws::config().await)?;
+    telemetry::init(telemetry::Reader::Machine, telemetry::LevelFilter::INFO);
+    let migration = Migration::new(config, &aws::config())?;
     let handler = service_fn(async |event: LambdaEvent<Value>| {
         let deadline = aws::deadline(event.context.deadline());
         let worked = migration.work(&event.payload, deadline).await;

@@ -25,7 +25,7 @@ const WAKE_UPS_LIMIT: Duration = Duration::from_secs(20);
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let config = Config::from_env()?;
-    telemetry::init(telemetry::Reader::Machine, "info");
+    telemetry::init(telemetry::Reader::Machine, telemetry::LevelFilter::INFO);
     let sweeper = sweeper(config).await?;
     let handler = service_fn(async |event: LambdaEvent<IgnoredAny>| {
         let deadline = aws::deadline(event.context.deadline());
@@ -37,7 +37,7 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn sweeper(config: Config) -> anyhow::Result<Sweeper> {
-    let aws = aws::config().await;
+    let aws = aws::config();
     let queues = config.dead_letter_queue_urls.into_iter();
     Ok(Sweeper {
         db: Db::connect(&config.db.config(&SecretsManager::new(&aws)))

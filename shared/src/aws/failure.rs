@@ -10,6 +10,8 @@ use aws_sdk_sqs::{
     error::{ProvideErrorMetadata, SdkError},
 };
 
+const DETAIL_CHARS_MAX: usize = 500;
+
 /// A call without success.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
@@ -86,6 +88,28 @@ impl Failure {
         }
     }
 
+    /// Reads what a service answered that no client speaks to; `header` looks one up.
+    pub(super) fn answered<'a>(
+        status: u16,
+        code: String,
+        message: String,
+        header: impl Fn(&str) -> Option<&'a str>,
+    ) -> Self {
+        let detail = match (code.as_str(), message.as_str()) {
+            ("", "") => format!("status {status}"),
+            (said, "") | ("", said) => said.to_owned(),
+            (code, message) => format!("{code}: {message}"),
+        };
+        Self {
+            failed: refused(&code, status),
+            status: Some(status),
+            retry_after: retry_after(header),
+            detail: detail.chars().take(DETAIL_CHARS_MAX).collect(),
+            code,
+            message,
+        }
+    }
+
     /// Reads what a client gave.
     pub fn of<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Self {
         let response = error.raw_response();
@@ -96,7 +120,8 @@ impl Failure {
             code: said(refusal.and_then(ProvideErrorMetadata::code)),
             message: said(refusal.and_then(ProvideErrorMetadata::message)),
             status: response.map(|response| response.status().as_u16()),
-            retry_after: response.and_then(retry_after),
+            retry_after: response
+                .and_then(|response| retry_after(|name| response.headers().get(name))),
             detail: detail(error),
         }
     }
@@ -179,18 +204,14 @@ fn refused(code: &str, status: u16) -> Failed {
 }
 
 /// `Retry-After` in seconds, or AWS's own header in milliseconds.
-fn retry_after(response: &HttpResponse) -> Option<Duration> {
-    let number = |name: &str| {
-        let value = response.headers().get(name)?;
-        value.trim().parse::<u64>().ok()
-    };
+fn retry_after<'a>(header: impl Fn(&str) -> Option<&'a str>) -> Option<Duration> {
+    let number = |name: &str| header(name)?.trim().parse::<u64>().ok();
     number("x-amz-retry-after")
         .map(Duration::from_millis)
         .or_else(|| number("retry-after").map(Duration::from_secs))
 }
 
 fn detail<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> String {
-    const CHARS_MAX: usize = 500;
     let metadata = error.as_service_error();
     let code = metadata.and_then(ProvideErrorMetadata::code);
     let message = metadata.and_then(ProvideErrorMetadata::message);
@@ -199,7 +220,7 @@ fn detail<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> String 
         (Some(said), None) | (None, Some(said)) => said.to_owned(),
         (None, None) => without_service(error),
     };
-    said.chars().take(CHARS_MAX).collect()
+    said.chars().take(DETAIL_CHARS_MAX).collect()
 }
 
 /// The client's own words, and what lies behind them.

@@ -1,19 +1,28 @@
 //! What every client of AWS is built from, how a call of any service fails, and how long an
 //! invocation has.
 
+mod bucket;
 mod error;
 mod failure;
+mod http;
 
 use std::time::{Duration, SystemTime};
 
-use aws_config::{BehaviorVersion, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use aws_smithy_runtime_api::client::behavior_version::BehaviorVersion;
+use aws_smithy_types::{retry::RetryConfig, timeout::TimeoutConfig};
+use aws_types::region::Region;
 use tokio::time::Instant;
 
+use crate::env;
+
+pub use aws_types::SdkConfig;
+
 pub use self::{
+    bucket::{Bucket, Request, SignError},
     error::{CallError, Cause, Disposition},
     failure::{Failed, Failure},
 };
-pub use aws_config::SdkConfig;
 
 /// The longest time-out that a function may have (Lambda Developer Guide, "Configure Lambda function
 /// timeout").
@@ -23,13 +32,39 @@ const INVOCATION_MAX: Duration = Duration::from_secs(900);
 /// may be gone.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1_500);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Where nobody waits.
+const CONNECT_TIMEOUT_USUAL: Duration = Duration::from_secs(3);
 const ATTEMPTS_MAX: u32 = 2;
 const BACKOFF: Duration = Duration::from_millis(100);
 
 /// Region, credentials and endpoint, from the variables that Lambda or an operator sets
-/// (`AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …). Nothing is called yet.
-pub async fn config() -> SdkConfig {
-    aws_config::load_defaults(BehaviorVersion::latest()).await
+/// (`AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …). Nothing is called, now or later:
+/// Lambda gives a process its credentials for as long as it lives.
+#[must_use]
+pub fn config() -> SdkConfig {
+    let variable = |name| env::process(name).filter(|text| !text.is_empty());
+    let region = variable("AWS_REGION").or_else(|| variable("AWS_DEFAULT_REGION"));
+    let keys = variable("AWS_ACCESS_KEY_ID").zip(variable("AWS_SECRET_ACCESS_KEY"));
+    let credentials = keys.map(|(id, key)| {
+        let token = variable("AWS_SESSION_TOKEN");
+        SharedCredentialsProvider::new(Credentials::new(id, key, token, None, "environment"))
+    });
+    let mut config = client_config().to_builder().region(region.map(Region::new));
+    config.set_endpoint_url(variable("AWS_ENDPOINT_URL"));
+    config.set_credentials_provider(credentials);
+    config.build()
+}
+
+/// What the clients of every service have in common, without region, credentials or endpoint.
+#[must_use]
+pub fn client_config() -> SdkConfig {
+    let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT_USUAL);
+    SdkConfig::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .http_client(http::client())
+        .retry_config(RetryConfig::standard())
+        .timeout_config(timeouts.build())
+        .build()
 }
 
 /// The same for calls that somebody waits for: each ends within about three seconds.

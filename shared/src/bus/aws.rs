@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
-use aws_config::SdkConfig;
 use aws_sdk_eventbridge::{
     Client,
     config::{retry::RetryConfig, timeout::TimeoutConfig},
     primitives::DateTime,
     types::{PutEventsRequestEntry, PutEventsResultEntry},
 };
+use aws_types::SdkConfig;
 use tokio::time::{Instant, timeout_at};
 
 use super::entry::{Entry, SOURCE};

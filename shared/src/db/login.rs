@@ -12,7 +12,7 @@ use std::{
 
 use deadpool_postgres::{ConfigConnectImpl, Connect};
 use rustls::{
-    ClientConfig, RootCertStore,
+    RootCertStore,
     pki_types::{CertificateDer, pem::PemObject},
 };
 use serde::Deserialize;
@@ -29,6 +29,7 @@ use crate::{
     env::{self, Reader},
     secret::Secret,
     secrets::{self, Kept, SecretArn, SecretsManager},
+    tls,
 };
 
 /// Connections of one process at the most; more is a slip.
@@ -146,6 +147,10 @@ impl Roots {
         }
         Ok(Self(certificates))
     }
+
+    pub(super) fn certificates(&self) -> Vec<CertificateDer<'static>> {
+        self.0.clone()
+    }
 }
 
 impl Login {
@@ -203,9 +208,9 @@ impl Current {
 }
 
 impl Door {
-    pub(super) fn new(config: Arc<Config>, roots: &Roots) -> Result<(Self, Current), DbError> {
+    pub(super) fn new(config: Arc<Config>, roots: &Roots) -> (Self, Current) {
         let connect: Box<dyn Connect> = if uses_tls(&config) {
-            let tls = MakeRustlsConnect::new(tls_config(roots)?);
+            let tls = MakeRustlsConnect::new(tls::trusting(roots.certificates()));
             Box::new(ConfigConnectImpl { tls })
         } else {
             Box::new(ConfigConnectImpl { tls: NoTls })
@@ -215,7 +220,7 @@ impl Door {
             current: current.clone(),
             connect,
         };
-        Ok((door, current))
+        (door, current)
     }
 }
 
@@ -240,20 +245,6 @@ pub(super) fn uses_tls(config: &Config) -> bool {
         Host::Unix(path) => path == Path::new(""),
     });
     remote && config.get_ssl_mode() != SslMode::Disable
-}
-
-pub(super) fn tls_config(further: &Roots) -> Result<ClientConfig, DbError> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    roots.add_parsable_certificates(further.0.iter().cloned());
-    if roots.is_empty() {
-        return Err(DbError::Config(
-            "no trusted certificates were found; set SSL_CERT_FILE".to_owned(),
-        ));
-    }
-    Ok(ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth())
 }
 
 /// What AWS's own secrets of a database hold ("JSON structure of Secrets Manager database credential

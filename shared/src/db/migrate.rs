@@ -10,7 +10,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
     CONNECT_TIMEOUT, DbError,
-    login::{self, Roots, tls_config, uses_tls},
+    login::{self, Roots, uses_tls},
 };
 use crate::secret::Secret;
 
@@ -171,7 +171,9 @@ async fn open(mut config: tokio_postgres::Config, roots: &Roots) -> Result<Clien
     config.options("-c lock_timeout=60s -c client_min_messages=warning");
     if uses_tls(&config) && config.get_ssl_mode() != SslMode::Disable {
         let (client, connection) = config
-            .connect(MakeRustlsConnect::new(tls_config(roots)?))
+            .connect(MakeRustlsConnect::new(crate::tls::trusting(
+                roots.certificates(),
+            )))
             .await?;
         tokio::spawn(connection);
         Ok(client)

@@ -184,7 +184,7 @@ impl Role {
         connections_max: usize,
         recycling_method: RecyclingMethod,
     ) -> Result<Self, DbError> {
-        let (door, current) = Door::new(login.config().await?, roots)?;
+        let (door, current) = Door::new(login.config().await?, roots);
         let role = Self {
             pool: pool(door, connections_max, recycling_method)?,
             login: login.clone(),
@@ -252,8 +252,9 @@ fn pool(
 }
 
 async fn refuse_power(client: &Object) -> Result<(), DbError> {
-    let row = client
-        .query_one(
+    // Asked once a connection of a start: not prepared, which would be a round trip of its own.
+    let rows = client
+        .query_typed(
             "-- db::refuse_power
              SELECT current_user::text AS name,
                     EXISTS (SELECT FROM pg_roles r
@@ -268,6 +269,9 @@ async fn refuse_power(client: &Object) -> Result<(), DbError> {
             &[],
         )
         .await?;
+    let row = rows
+        .first()
+        .ok_or_else(|| DbError::Role("the role says nothing of itself".to_owned()))?;
     let name: String = row.try_get("name")?;
     for (column, power) in [
         // A member of such a role needs one statement to become it.

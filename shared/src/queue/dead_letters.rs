@@ -5,13 +5,13 @@
 
 use std::{fmt, time::Duration};
 
-use aws_config::SdkConfig;
 use aws_sdk_sqs::{
     Client,
     types::{
         DeleteMessageBatchRequestEntry, Message, MessageAttributeValue, MessageSystemAttributeName,
     },
 };
+use aws_types::SdkConfig;
 use tokio::time::timeout;
 
 use super::sqs::{BATCH_MAX, QueueError, client};

@@ -4,13 +4,13 @@
 
 use std::time::Duration;
 
-use aws_config::SdkConfig;
 use aws_sdk_sqs::{
     Client,
     config::{retry::RetryConfig, timeout::TimeoutConfig},
     error::BuildError,
     types::SendMessageBatchRequestEntry,
 };
+use aws_types::SdkConfig;
 use futures_util::{StreamExt, stream};
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};

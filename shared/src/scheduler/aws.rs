@@ -2,7 +2,6 @@
 //!
 //! Nothing here decides what is to stand there, or when to try again.
 
-use aws_config::SdkConfig;
 use aws_sdk_scheduler::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
@@ -13,6 +12,7 @@ use aws_sdk_scheduler::{
         RetryPolicy, ScheduleState, Target,
     },
 };
+use aws_types::SdkConfig;
 use chrono::{DateTime, Utc};
 
 use super::entry::{Entry, EntryName, RETRIES, RETRY_AGE_S, Settings, TARGET_ARN};

@@ -9,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_config::SdkConfig;
 use aws_sdk_kms::{Client, primitives::Blob, types::DataKeySpec};
+use aws_types::SdkConfig;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 

@@ -15,8 +15,8 @@ use std::{
     sync::Arc,
 };
 
-use aws_config::SdkConfig;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
+use aws_types::SdkConfig;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use zeroize::Zeroizing;
 

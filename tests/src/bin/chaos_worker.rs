@@ -59,7 +59,7 @@ const NO_AWS: &str = "http://127.0.0.1:9";
 // As on Lambda. It also makes a stop exact: the thread that asks for it is the one that it hits.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    telemetry::init(telemetry::Reader::Machine, "info");
+    telemetry::init(telemetry::Reader::Machine, telemetry::LevelFilter::INFO);
     match env::args().nth(1).as_deref() {
         Some("work") => work().await,
         Some("serve") => serve().await,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aws_config::SdkConfig;
+use aws_types::SdkConfig;
 use axum::{
     Json, Router,
     body::{Body, to_bytes},
@@ -16,10 +16,7 @@ use executor::{
     http::Guarded,
     model::{Models, ProvidersConfig},
 };
-use management::{
-    App, AppParts, bootstrap_tenant,
-    outputs::{Bucket, Outputs},
-};
+use management::{App, AppParts, bootstrap_tenant, outputs::Outputs};
 use serde_json::{Value, json};
 use shared::{
     db::deliveries,
@@ -75,7 +72,7 @@ impl World {
             db: stage.db.clone(),
             queue: Queue::local(100).0,
             scheduler: Scheduler::Local,
-            outputs: Outputs::Bucket(Bucket::new(&aws, bucket.clone())),
+            outputs: Outputs::Bucket(shared::aws::Bucket::new(&aws, bucket.clone())),
             sealer: sealer(),
             catalog: Catalog::shipped(),
             outbound: Policy::PUBLIC,

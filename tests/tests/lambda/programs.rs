@@ -21,7 +21,7 @@ use tests::runtime_api::{Answered, Function};
 struct Rehearsal {
     admin: Client,
     environment: Vec<(&'static str, String)>,
-    aws: aws_config::SdkConfig,
+    aws: aws_types::SdkConfig,
     queues: rehearsal::Queues,
     home: tempfile::TempDir,
 }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_scheduler::{
     Client,
     config::{Credentials, SharedCredentialsProvider},
     operation::get_schedule::GetScheduleOutput,
 };
+use aws_types::{SdkConfig, region::Region};
 use axum::{
     Router,
     body::{Body, to_bytes},
@@ -292,8 +292,8 @@ pub(crate) fn daily() -> Value {
 
 pub(crate) fn aws(url: &str) -> SdkConfig {
     let credentials = Credentials::new("test", "test", None, None, "test");
-    SdkConfig::builder()
-        .behavior_version(BehaviorVersion::latest())
+    shared::aws::client_config()
+        .to_builder()
         .region(Region::new(AWS_REGION))
         .endpoint_url(url)
         .credentials_provider(SharedCredentialsProvider::new(credentials))

@@ -1,6 +1,6 @@
 //! Sealing with KMS.
 
-use aws_config::SdkConfig;
+use aws_types::SdkConfig;
 use futures_util::future::join_all;
 use serde_json::json;
 use shared::{

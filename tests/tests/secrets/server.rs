@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use aws_config::SdkConfig;
+use aws_types::SdkConfig;
 use axum::{
     Router,
     body::Bytes,

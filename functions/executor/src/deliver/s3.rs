@@ -3,19 +3,13 @@
 //! Each object is encrypted with the installation's key and says whose it is. What lies under a key
 //! already is compared by its hash, never replaced.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
-use aws_sdk_s3::{
-    Client,
-    config::{retry::RetryConfig, timeout::TimeoutConfig},
-    operation::put_object::builders::PutObjectFluentBuilder,
-    primitives::ByteStream,
-    types::{ChecksumMode, ServerSideEncryption},
-};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use http::{HeaderMap, Method, header::CONTENT_LENGTH};
 use sha2::{Digest, Sha256};
-use shared::aws::{Failed, Failure, SdkConfig};
+use shared::aws::{Bucket, Failed, Failure, Request, SdkConfig};
 use tokio::time::timeout;
 use tracing::warn;
 
@@ -27,45 +21,31 @@ const OBJECT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A longer output was stored when it was recorded, so it is worth a look before it is sent again.
 const LOOK_FIRST_BYTES: usize = 256 * 1024;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(6);
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// A put that is repeated finds what the first one left.
-const ATTEMPTS_MAX: u32 = 2;
 
 const CONTENT_TYPE: &str = "text/markdown; charset=utf-8";
-const SHA256: &str = "sha256";
+const CHECKSUM: &str = "x-amz-checksum-sha256";
+const NOTED: &str = "x-amz-meta-sha256";
 
 /// A bucket, and the key that its objects are encrypted with.
+#[derive(Debug)]
 pub struct S3 {
-    client: Client,
-    bucket: String,
+    bucket: Bucket,
     kms_key_id: String,
 }
 
 /// What is known about an object without reading it.
 struct Found {
-    bytes: i64,
+    bytes: Option<usize>,
     sha256: Option<String>,
 }
 
 impl S3 {
-    /// A client with AWS's usual settings: region, credentials, endpoint.
+    /// With AWS's usual settings: region, credentials, endpoint.
     #[must_use]
     pub fn new(aws: &SdkConfig, bucket: String, kms_key_id: String) -> Self {
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
-            .build();
-        let config = aws_sdk_s3::config::Builder::from(aws)
-            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX))
-            .timeout_config(timeouts)
-            // The name of an emulator has no subdomain for each bucket.
-            .force_path_style(aws.endpoint_url().is_some())
-            .build();
         Self {
-            client: Client::from_conf(config),
-            bucket,
+            bucket: Bucket::new(aws, bucket),
             kms_key_id,
         }
     }
@@ -73,7 +53,7 @@ impl S3 {
     pub(super) async fn put(&self, key: &str, body: Bytes) -> Result<Sent, DeliveryError> {
         within(Box::pin(self.put_once(key, body))).await?;
         Ok(Sent {
-            location: Some(format!("s3://{}/{key}", self.bucket)),
+            location: Some(format!("s3://{}/{key}", self.bucket.name())),
             ..Sent::default()
         })
     }
@@ -83,18 +63,24 @@ impl S3 {
     }
 
     async fn put_once(&self, key: &str, body: Bytes) -> Result<(), DeliveryError> {
-        let (bytes, sha256) = (body.len(), BASE64_STANDARD.encode(Sha256::digest(&body)));
+        let hash = Sha256::digest(&body);
+        let (bytes, sha256) = (body.len(), BASE64_STANDARD.encode(hash));
         // A role that may not list is told 403 where nothing lies, so a refusal says nothing here.
         if bytes > LOOK_FIRST_BYTES
             && let Ok(Some(found)) = self.find(key).await
         {
             return found.compare(bytes, &sha256);
         }
-        let put = self.put_call(key, &sha256).body(ByteStream::from(body));
-        let Err(error) = put.send().await else {
+        let put = Request {
+            method: Method::PUT,
+            headers: self.headers(key, &sha256),
+            body,
+            sha256: hex::encode(hash),
+            ..asking(Method::PUT, key)
+        };
+        let Err(failure) = self.bucket.call(&put).await else {
             return Ok(());
         };
-        let failure = Failure::of(&error);
         if !lies_there(&failure) {
             return Err(told(failure));
         }
@@ -105,83 +91,67 @@ impl S3 {
         }
     }
 
-    fn put_call(&self, key: &str, sha256: &str) -> PutObjectFluentBuilder {
-        let put = self
-            .client
-            .put_object()
-            .bucket(&self.bucket)
-            .key(key)
-            .if_none_match("*")
-            .content_type(CONTENT_TYPE)
-            .checksum_sha256(sha256)
-            .metadata(SHA256, sha256)
-            .server_side_encryption(ServerSideEncryption::AwsKms)
-            .ssekms_key_id(&self.kms_key_id)
-            .bucket_key_enabled(true);
-        owners(key)
-            .into_iter()
-            .fold(put, |put, (name, value)| put.metadata(name, value))
+    fn headers(&self, key: &str, sha256: &str) -> Vec<(&'static str, String)> {
+        let fixed = [
+            ("if-none-match", "*"),
+            ("content-type", CONTENT_TYPE),
+            (CHECKSUM, sha256),
+            (NOTED, sha256),
+            ("x-amz-server-side-encryption", "aws:kms"),
+            (
+                "x-amz-server-side-encryption-aws-kms-key-id",
+                &self.kms_key_id,
+            ),
+            ("x-amz-server-side-encryption-bucket-key-enabled", "true"),
+        ];
+        let fixed = fixed.map(|(name, value)| (name, value.to_owned()));
+        fixed.into_iter().chain(owners(key)).collect()
     }
 
     async fn find(&self, key: &str) -> Result<Option<Found>, Failure> {
-        let head = self.client.head_object().bucket(&self.bucket).key(key);
-        match head.checksum_mode(ChecksumMode::Enabled).send().await {
-            Ok(found) => {
-                let noted = found.metadata().and_then(|all| all.get(SHA256));
-                Ok(Some(Found {
-                    bytes: found.content_length().unwrap_or(-1),
-                    sha256: found
-                        .checksum_sha256()
-                        .map(str::to_owned)
-                        .or_else(|| noted.cloned()),
-                }))
-            }
-            Err(error) => match Failure::of(&error) {
-                failure if failure.status == Some(404) => Ok(None),
-                failure => Err(failure),
-            },
+        let head = Request {
+            headers: vec![("x-amz-checksum-mode", "ENABLED".to_owned())],
+            ..asking(Method::HEAD, key)
+        };
+        match self.bucket.call(&head).await {
+            Ok(answer) => Ok(Some(Found::read(&answer.headers))),
+            Err(failure) if failure.status == Some(404) => Ok(None),
+            Err(failure) => Err(failure),
         }
     }
 
     async fn read(&self, key: &str) -> Result<Bytes, DeliveryError> {
-        let get = self.client.get_object().bucket(&self.bucket).key(key);
-        let mut object = match get.send().await {
-            Ok(object) => object,
-            Err(error) => return Err(told(Failure::of(&error))),
-        };
-        let said = object.content_length().unwrap_or_default();
-        let bytes = usize::try_from(said).unwrap_or_default();
-        if bytes > OBJECT_BYTES_MAX {
-            return Err(DeliveryError::ObjectTooLarge);
-        }
-        let mut body = BytesMut::with_capacity(bytes);
-        while let Some(chunk) = object
-            .body
-            .try_next()
-            .await
-            .map_err(|error| DeliveryError::StoreUnavailable(Box::new(error)))?
-        {
-            if body.len() + chunk.len() > OBJECT_BYTES_MAX {
-                return Err(DeliveryError::ObjectTooLarge);
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body.freeze())
+        let answer = self.bucket.call(&asking(Method::GET, key)).await;
+        let answer = answer.map_err(told)?;
+        answer.body.ok_or(DeliveryError::ObjectTooLarge)
     }
 }
 
-impl fmt::Debug for S3 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("S3")
-            .field("bucket", &self.bucket)
-            .finish_non_exhaustive()
+/// A request without a body or headers of its own.
+fn asking(method: Method, key: &str) -> Request<'_> {
+    Request {
+        method,
+        key,
+        headers: Vec::new(),
+        body: Bytes::new(),
+        sha256: hex::encode(Sha256::digest([])),
+        answer_bytes_max: OBJECT_BYTES_MAX,
     }
 }
 
 impl Found {
+    fn read(headers: &HeaderMap) -> Self {
+        let said = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        Self {
+            bytes: headers
+                .get(CONTENT_LENGTH)
+                .and_then(|length| length.to_str().ok()?.parse().ok()),
+            sha256: said(CHECKSUM).or_else(|| said(NOTED)).map(str::to_owned),
+        }
+    }
+
     fn compare(&self, bytes: usize, sha256: &str) -> Result<(), DeliveryError> {
-        let same =
-            usize::try_from(self.bytes) == Ok(bytes) && self.sha256.as_deref() == Some(sha256);
+        let same = self.bytes == Some(bytes) && self.sha256.as_deref() == Some(sha256);
         if same {
             Ok(())
         } else {
@@ -208,10 +178,10 @@ fn owners(key: &str) -> Vec<(&'static str, String)> {
     };
     let run = file.get(..ID_CHARS).unwrap_or(file);
     [
-        ("tenant", *tenant),
-        ("prompt", *prompt),
-        ("slot", *slot),
-        ("run", run),
+        ("x-amz-meta-tenant", *tenant),
+        ("x-amz-meta-prompt", *prompt),
+        ("x-amz-meta-slot", *slot),
+        ("x-amz-meta-run", run),
     ]
     .map(|(name, value)| (name, value.to_owned()))
     .to_vec()
@@ -270,10 +240,10 @@ mod tests {
             assert_eq!(
                 said,
                 [
-                    ("tenant", "t"),
-                    ("prompt", "p"),
-                    ("slot", "20260102T090000Z"),
-                    ("run", run)
+                    ("x-amz-meta-tenant", "t"),
+                    ("x-amz-meta-prompt", "p"),
+                    ("x-amz-meta-slot", "20260102T090000Z"),
+                    ("x-amz-meta-run", run)
                 ]
             );
         }
@@ -282,7 +252,7 @@ mod tests {
     #[test]
     fn only_the_same_bytes_are_a_repeat() {
         let found = |bytes, sha256: Option<&str>| Found {
-            bytes,
+            bytes: Some(bytes),
             sha256: sha256.map(str::to_owned),
         };
         assert!(found(3, Some("a")).compare(3, "a").is_ok());
@@ -290,7 +260,10 @@ mod tests {
             found(3, Some("b")),
             found(4, Some("a")),
             found(3, None),
-            found(-1, Some("a")),
+            Found {
+                bytes: None,
+                sha256: Some("a".to_owned()),
+            },
         ] {
             assert_eq!(other.compare(3, "a").unwrap_err().code(), "object_differs");
         }

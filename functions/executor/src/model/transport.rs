@@ -10,7 +10,7 @@ use reqwest::{
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
 };
 use serde_json::Value;
-use shared::{model::Provider, secret::Secret};
+use shared::{model::Provider, secret::Secret, tls};
 
 use super::{
     ModelAnswer, bounded,
@@ -38,6 +38,7 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// When the TLS stack cannot be set up.
 pub fn client() -> Result<reqwest::Client, reqwest::Error> {
     reqwest::Client::builder()
+        .tls_backend_preconfigured(tls::client_config())
         .connect_timeout(CONNECT_TIMEOUT)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .tcp_keepalive(KEEPALIVE)

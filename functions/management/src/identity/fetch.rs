@@ -13,8 +13,8 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
+use shared::tls;
 use tokio::time::timeout;
 use url::Url;
 
@@ -28,9 +28,6 @@ const ANSWER_BYTES_MAX: usize = 256 * 1024;
 /// Why the issuer's keys could not be had. No address and no answer of the issuer is in it.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// This machine trusts nobody.
-    #[error("no trusted certificates were found; set SSL_CERT_FILE")]
-    NoRoots,
     /// It took longer than five seconds.
     #[error("the issuer did not answer in time")]
     TimedOut,
@@ -75,7 +72,7 @@ impl Fetcher {
 
     async fn both_calls(&self) -> Result<KeySet, FetchError> {
         // Made anew each time: calls are minutes apart, and a process that sees no token needs none.
-        let client = client(&self.issuer)?;
+        let client = client();
         let description = self.issuer.discovery().ok_or(FetchError::KeyUrl)?;
         let description = get(&client, &description).await?;
         if description["issuer"].as_str() != Some(self.issuer.as_str()) {
@@ -104,25 +101,17 @@ async fn get(client: &Https, url: &Url) -> Result<Value, FetchError> {
     serde_json::from_slice(&bytes.to_bytes()).map_err(|_| FetchError::Answer)
 }
 
-fn client(issuer: &Issuer) -> Result<Https, FetchError> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() && issuer.needs_tls() {
-        return Err(FetchError::NoRoots);
-    }
-    let tls = ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+fn client() -> Https {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_connect_timeout(Some(CONNECT_LIMIT));
     let connector = HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
+        .with_tls_config(tls::client_config())
         // Where http is not safe, `Issuer` has refused it.
         .https_or_http()
         .enable_http1()
         .wrap_connector(tcp);
-    Ok(Client::builder(TokioExecutor::new())
+    Client::builder(TokioExecutor::new())
         .pool_max_idle_per_host(0)
-        .build(connector))
+        .build(connector)
 }

@@ -78,10 +78,6 @@ impl Issuer {
         &self.name
     }
 
-    pub(super) fn needs_tls(&self) -> bool {
-        is_safe(&self.url)
-    }
-
     /// Where it describes itself (OpenID Connect Discovery 1.0, section 4).
     pub(super) fn discovery(&self) -> Option<Url> {
         let base = self.name.trim_end_matches('/');

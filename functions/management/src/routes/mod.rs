@@ -27,7 +27,6 @@ use tower_http::{
     catch_panic::CatchPanicLayer, limit::RequestBodyLimitLayer, timeout::TimeoutLayer,
 };
 use utoipa_axum::router::OpenApiRouter;
-use utoipa_swagger_ui::SwaggerUi;
 
 use crate::{answer, app::App, docs, error::ApiError};
 
@@ -39,8 +38,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(25);
 /// The whole API, with its documentation.
 pub fn router(app: App) -> Router {
     let (router, openapi) = documented().split_for_parts();
-    let docs = SwaggerUi::new("/docs").url("/openapi.json", openapi);
-    framed(router.merge(docs)).with_state(app)
+    framed(router.merge(docs::page::router(openapi))).with_state(app)
 }
 
 /// What surrounds every handler, the innermost first.
