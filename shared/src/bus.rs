@@ -8,7 +8,7 @@ mod aws;
 mod entry;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     time::Duration,
 };
 
@@ -105,6 +105,7 @@ pub async fn drain(db: &Db, bus: &Bus, deadline: Instant) -> Result<Drained, DbE
         if claimed.is_empty() {
             break;
         }
+        let may_be_cut = may_be_cut(&claimed);
         crash_point!(BusClaimed);
         let round = match bus {
             Bus::EventBridge(bridge) => put(bridge, claimed, deadline).await,
@@ -120,8 +121,22 @@ pub async fn drain(db: &Db, bus: &Bus, deadline: Instant) -> Result<Drained, DbE
             );
         }
         drained.add(&round);
+        if !may_be_cut {
+            break;
+        }
     }
     Ok(drained)
+}
+
+/// Whether a claim has as much as it may, so that another may find more. Nothing else is asked for
+/// again: what comes due meanwhile, the next draining finds.
+fn may_be_cut(claimed: &[Event]) -> bool {
+    let mut of_key = HashMap::new();
+    for event in claimed {
+        *of_key.entry(event.order_key()).or_default() += 1;
+    }
+    let has = |count, max: i32| usize::try_from(max).is_ok_and(|max| count >= max);
+    has(of_key.len(), KEYS_MAX) || of_key.values().any(|count| has(*count, EACH_MAX))
 }
 
 impl Drained {

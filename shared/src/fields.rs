@@ -418,12 +418,13 @@ pub fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&
         .map(|(_, known)| known)
 }
 
-/// What of a caller's own text is repeated to the caller.
+/// What of a caller's own text is repeated to the caller: its beginning, without control characters.
 pub fn clip(text: &str) -> String {
-    match text.char_indices().nth(NAME_CHARS_MAX) {
-        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
-        None => text.to_owned(),
-    }
+    let (begin, end) = match text.char_indices().nth(NAME_CHARS_MAX) {
+        Some((end, _)) => (text.get(..end).unwrap_or_default(), "…"),
+        None => (text, ""),
+    };
+    format!("{}{end}", begin.replace(char::is_control, "\u{fffd}"))
 }
 
 fn wrong_type(place: &str, value: &Value, expected: &str) -> Fault {
@@ -763,6 +764,7 @@ mod tests {
                 .iter()
                 .all(|fault| fault.field.chars().count() == NAME_CHARS_MAX + 1)
         );
+        assert_eq!(clip("a\0b\nc"), "a\u{fffd}b\u{fffd}c");
     }
 
     #[test]

@@ -39,3 +39,7 @@ pub mod telemetry;
 pub mod template;
 pub mod tls;
 pub mod webhook_secret;
+
+#[cfg(test)]
+#[path = "../tests/seeded/mod.rs"]
+mod seeded;

@@ -295,7 +295,12 @@ fn explain(error: &Error) -> TemplateError {
     } else {
         TemplateError::Failed {
             line,
-            detail: detail.chars().take(200).collect(),
+            // It may quote a value, and Postgres stores no NUL.
+            detail: detail
+                .replace(char::is_control, "\u{fffd}")
+                .chars()
+                .take(200)
+                .collect(),
         }
     }
 }

@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests may panic")]
 
+#[cfg(test)]
+mod seeded;
+
 use chrono::{DateTime, Duration, NaiveDateTime, TimeZone, Utc};
 use chrono_tz::{TZ_VARIANTS, Tz};
 use croner::parser::{CronParser, Seconds};
@@ -490,7 +493,7 @@ fn nightly() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(seeded::cases(300))]
 
     #[test]
     fn slots_around_a_change_are_those_of_the_brute_force(

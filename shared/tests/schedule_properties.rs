@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests may panic")]
 
+#[cfg(test)]
+mod seeded;
+
 use std::time::{Duration as Elapsed, Instant};
 
 use chrono::{DateTime, Duration, NaiveDateTime, TimeZone, Timelike, Utc};
@@ -218,7 +221,7 @@ fn ask(schedule: &Schedule, after: DateTime<Utc>) -> Elapsed {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(seeded::cases(400))]
 
     #[test]
     fn slots_are_those_of_an_independent_implementation(

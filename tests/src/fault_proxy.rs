@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UnixStream},
+    net::{TcpListener, TcpSocket, TcpStream, UnixStream},
     task::JoinHandle,
     time::sleep,
 };
@@ -25,6 +25,9 @@ const REFUSED: Duration = Duration::from_millis(1_500);
 
 /// Between two looks at whether the port is to be closed.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// Connections that wait to be taken.
+const BACKLOG: u32 = 1024;
 
 const CHUNK_BYTES: usize = 16 * 1024;
 
@@ -71,6 +74,7 @@ struct Plan {
     /// Times that are left.
     left: u32,
     struck: u32,
+    is_closed: bool,
 }
 
 impl FaultProxy {
@@ -87,6 +91,7 @@ impl FaultProxy {
             needle: b"",
             left: 0,
             struck: 0,
+            is_closed: false,
         }));
         let serving = tokio::spawn(serve(listener, address, Arc::clone(&plan)));
         Ok(Self {
@@ -111,6 +116,13 @@ impl FaultProxy {
     /// Leads elsewhere from the next connection on.
     pub fn lead_to(&self, upstream: Upstream) {
         lock(&self.plan).upstream = upstream;
+    }
+
+    /// Whether the port is closed, or is about to be.
+    #[must_use]
+    pub fn refuses(&self) -> bool {
+        let plan = lock(&self.plan);
+        plan.is_closed || plan.fault == Some(Fault::Refuse) && plan.left > 0
     }
 
     /// Connections that failed as they were told to.
@@ -175,14 +187,15 @@ fn take(plan: &Mutex<Plan>, request: &[u8]) -> Option<Fault> {
     Some(fault)
 }
 
-fn refuses(plan: &Mutex<Plan>) -> bool {
+fn closes(plan: &Mutex<Plan>) -> bool {
     let mut plan = lock(plan);
-    let refuses = plan.fault == Some(Fault::Refuse) && plan.left > 0;
-    if refuses {
+    let closes = plan.fault == Some(Fault::Refuse) && plan.left > 0;
+    if closes {
         plan.left -= 1;
         plan.struck += 1;
+        plan.is_closed = true;
     }
-    refuses
+    closes
 }
 
 /// A failed accept has no test to tell: the client that waits for it will fail.
@@ -195,17 +208,26 @@ async fn serve(mut listener: TcpListener, address: SocketAddr, plan: Arc<Mutex<P
                 }
             }
             () = sleep(LOOK) => {
-                if refuses(&plan) {
+                if closes(&plan) {
                     drop(listener);
-                    sleep(REFUSED).await;
-                    listener = match TcpListener::bind(address).await {
+                    listener = match opened_later(address).await {
                         Ok(listener) => listener,
                         Err(_) => return,
                     };
+                    lock(&plan).is_closed = false;
                 }
             }
         }
     }
+}
+
+/// Meanwhile the port is bound, so that nobody else is given it.
+async fn opened_later(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    sleep(REFUSED).await;
+    socket.listen(BACKLOG)
 }
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}

@@ -5,8 +5,10 @@
 
 pub mod bootstrap;
 pub mod canary;
+pub mod chance;
 pub mod chaos;
 pub mod fault_proxy;
+pub mod fuzz;
 pub mod hostile;
 pub mod model;
 pub mod peers;

@@ -20,4 +20,4 @@ mod routes;
 
 pub use app::{App, AppParts};
 pub use docs::openapi;
-pub use routes::{admin::bootstrap_tenant, router};
+pub use routes::{admin::bootstrap_tenant, bodies, router};

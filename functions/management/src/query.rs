@@ -344,7 +344,7 @@ mod tests {
             ("a", "repeated"),
             ("w", "unknown_value"),
             ("limitt", "unknown_parameter"),
-            ("x\0", "unknown_parameter"),
+            ("x\u{fffd}", "unknown_parameter"),
         ];
         assert_eq!(error.told(), expected);
     }

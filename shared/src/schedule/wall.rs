@@ -284,6 +284,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::seeded;
 
     /// What the crate `cron` makes of the same text: it knows the years to 2100.
     fn as_the_crate_walks(arm: &Arm, after: NaiveDateTime) -> Option<NaiveDateTime> {
@@ -316,7 +317,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(seeded::cases(2_000))]
 
         #[test]
         fn the_walk_is_that_of_the_crate_cron(

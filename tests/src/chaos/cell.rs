@@ -384,6 +384,11 @@ async fn network(target: Target, fault: Fault) -> Result<Report> {
         ensure!(Instant::now() < deadline, "the fault struck nobody");
         sleep(POLL).await;
     }
+    // A quiet scene cuts waits short, and a closed port is outlasted by waits alone.
+    while proxy.refuses() {
+        ensure!(Instant::now() < deadline, "the port stays closed");
+        sleep(POLL).await;
+    }
     scene.quiet(QUIET_LIMIT).await?;
     one.finish(END_LIMIT).await?;
     two.finish(END_LIMIT).await?;

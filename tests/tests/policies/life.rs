@@ -1,8 +1,8 @@
 //! One prompt's life: what is done to it by chance, and the judge beside it.
 
 use chrono::{DateTime, TimeDelta, Utc};
+use tests::chance::Chance;
 
-use crate::chance::Chance;
 use crate::database::Prompt;
 use crate::judge::{Judge, State};
 use crate::memory::Memory;

@@ -27,6 +27,7 @@ use shared::queue::Queue;
 use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
 use shared::seal::Sealer;
 use sweeper::ROWS_MAX;
+use tests::chance::{Chance, seed};
 use tests::stage::{Stage, Tenant, prompt, tenant};
 use tests::worker::{
     LONG_MS, Looked, enqueue, fail, failure, fire, resume, settle, succeed, take_delivery,
@@ -35,7 +36,6 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::beginning;
-use crate::chance::{Chance, seed};
 use crate::database::Sim;
 use crate::script::Config;
 

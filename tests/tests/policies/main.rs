@@ -6,7 +6,6 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests may panic")]
 
-mod chance;
 mod database;
 mod judge;
 mod life;
@@ -19,9 +18,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{FutureExt, StreamExt, stream};
+use tests::chance::{Chance, seed};
 
 use crate::{
-    chance::{Chance, seed},
     database::{Caller, Prompt, Sim},
     judge::Judge,
     life::{Life, World},

@@ -4,8 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use shared::ids::RunId;
 use shared::prompt::{Misfire, Overlap};
-
-use crate::chance::Chance;
+use tests::chance::Chance;
 
 /// A prompt, as its owner writes it.
 #[derive(Debug, Clone, PartialEq)]

@@ -416,14 +416,14 @@ struct RetentionBody {
 
 /// The body of a request for a tenant, read.
 #[derive(Debug)]
-struct TenantRequest {
+pub(super) struct TenantRequest {
     name: String,
     owner_email: EmailAddress,
     changes: Changes,
 }
 
 impl TenantRequest {
-    fn parse(body: &Value) -> Result<Self, Vec<Fault>> {
+    pub(super) fn parse(body: &Value) -> Result<Self, Vec<Fault>> {
         let mut fields = Fields::new(body);
         let name = fields.required("name").line(1..=200).map(str::to_owned);
         let owner_email = fields
@@ -439,7 +439,7 @@ impl TenantRequest {
     }
 }
 
-fn parse_changes(body: &Value) -> Result<Changes, Vec<Fault>> {
+pub(super) fn parse_changes(body: &Value) -> Result<Changes, Vec<Fault>> {
     let mut fields = Fields::new(body);
     let name = fields.optional("name").line(1..=200).map(str::to_owned);
     let changes = Changes {

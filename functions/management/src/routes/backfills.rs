@@ -271,14 +271,14 @@ struct BackfillBody {
     pace_s: Option<i32>,
 }
 
-struct Wanted {
+pub(super) struct Wanted {
     from: DateTime<Utc>,
     to: DateTime<Utc>,
     pace_s: i32,
 }
 
 impl Wanted {
-    fn parse(body: &Value, now: DateTime<Utc>) -> Result<Self, Vec<Fault>> {
+    pub(super) fn parse(body: &Value, now: DateTime<Utc>) -> Result<Self, Vec<Fault>> {
         let mut fields = Fields::new(body);
         let example = "2026-03-16T00:00:00Z";
         let from = fields.required_such_as("from", example).instant();

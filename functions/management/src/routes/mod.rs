@@ -4,6 +4,7 @@ pub(crate) mod admin;
 mod api_keys;
 mod audit;
 mod backfills;
+pub mod bodies;
 mod calendars;
 mod deliveries;
 mod health;

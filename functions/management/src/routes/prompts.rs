@@ -27,6 +27,7 @@ use shared::{
         prompts::{self, Filter, Order, Prompt, PromptStatus, Sort},
         runs::{self, Enqueue, QUEUED_MAX},
     },
+    fault::Fault,
     fields::Fields,
     ids::{PromptId, UserId},
     message::WakeUp,
@@ -461,13 +462,13 @@ struct NoteBody {
     note: Option<String>,
 }
 
-fn note(body: &Value) -> Result<Option<&str>, ApiError> {
+pub(super) fn note(body: &Value) -> Result<Option<&str>, Vec<Fault>> {
     if body.is_null() {
         return Ok(None);
     }
     let mut fields = Fields::new(body);
     let note = fields.optional("note").text(0..=NOTE_CHARS_MAX);
-    Ok(fields.finish(Some(note))?)
+    fields.finish(Some(note))
 }
 
 /// How a run is to be made.
@@ -480,7 +481,7 @@ struct RunBody {
     test: Option<bool>,
 }
 
-fn trigger(body: &Value) -> Result<RunTrigger, ApiError> {
+pub(super) fn trigger(body: &Value) -> Result<RunTrigger, Vec<Fault>> {
     if body.is_null() {
         return Ok(RunTrigger::Manual);
     }
@@ -491,7 +492,7 @@ fn trigger(body: &Value) -> Result<RunTrigger, ApiError> {
     } else {
         RunTrigger::Manual
     };
-    Ok(fields.finish(Some(trigger))?)
+    fields.finish(Some(trigger))
 }
 
 fn answer(app: &App, status: StatusCode, prompt: Prompt) -> Result<Answer, ApiError> {

@@ -176,7 +176,7 @@ async fn put(
         .detail(json!({ "provider": provider.as_str() })))
 }
 
-fn parse(body: &Value) -> Result<ProviderKey, Vec<Fault>> {
+pub(super) fn parse(body: &Value) -> Result<ProviderKey, Vec<Fault>> {
     let mut fields = Fields::new(body);
     let key = fields.required("key").parse_text(ProviderKey::parse);
     fields.finish(key)

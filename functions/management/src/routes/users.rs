@@ -301,7 +301,7 @@ struct IdentityBody {
     subject: String,
 }
 
-fn parse_user(body: &Value, tokens: Option<&Tokens>) -> Result<UserSpec, Vec<Fault>> {
+pub(super) fn parse_user(body: &Value, tokens: Option<&Tokens>) -> Result<UserSpec, Vec<Fault>> {
     let mut fields = Fields::new(body);
     let email = parse_email(fields.required("email"));
     let role = fields.required("role").word(&Role::ALL, Role::as_str);
@@ -362,7 +362,7 @@ fn check_issuer(text: &str, known: Option<&str>) -> Result<String, Fault> {
 
 /// What a PATCH asks for.
 #[derive(Debug)]
-struct Change {
+pub(super) struct Change {
     email: Option<String>,
     role: Option<Role>,
     identity: Option<OidcIdentity>,
@@ -370,7 +370,7 @@ struct Change {
 }
 
 impl Change {
-    fn parse(body: &Value, tokens: Option<&Tokens>) -> Result<Self, Vec<Fault>> {
+    pub(super) fn parse(body: &Value, tokens: Option<&Tokens>) -> Result<Self, Vec<Fault>> {
         let mut fields = Fields::new(body);
         let change = Self {
             email: parse_email(fields.optional("email")),

@@ -1,30 +1,48 @@
 //! What is left to chance. The seed is printed, and gives the same choices again.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "only tests call this, and a test may panic"
+)]
+
 use std::env;
 
 /// Choices that follow from a seed.
 #[derive(Debug, Clone)]
-pub(crate) struct Chance(u64);
+pub struct Chance(u64);
 
 impl Chance {
     /// The choices of one case of a seed.
-    pub(crate) fn of_case(seed: u64, case: u64) -> Self {
+    #[must_use]
+    pub fn of_case(seed: u64, case: u64) -> Self {
         let mut chance = Self(seed);
         Self(chance.next() ^ case.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
-    /// A number under `end`.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
+    /// A number under `end`, which is not 0.
+    pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
-    pub(crate) fn one_in(&mut self, times: u64) -> bool {
+    /// Whether something that comes once in so many times comes now.
+    pub fn one_in(&mut self, times: u64) -> bool {
         self.below(times) == 0
     }
 
-    pub(crate) fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        let at = usize::try_from(self.below(from.len().try_into().unwrap())).unwrap();
-        from[at].clone()
+    /// A place in something that is so long, and not empty.
+    ///
+    /// # Panics
+    /// When it is empty.
+    pub fn place(&mut self, length: usize) -> usize {
+        usize::try_from(self.below(length.try_into().unwrap())).unwrap()
+    }
+
+    /// One of these.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn pick<T: Clone>(&mut self, from: &[T]) -> T {
+        from[self.place(from.len())].clone()
     }
 
     /// SplitMix64, by Sebastiano Vigna.
@@ -38,7 +56,11 @@ impl Chance {
 }
 
 /// The seed of this run: `CARILLON_TEST_SEED`, else another each time. To be printed.
-pub(crate) fn seed() -> u64 {
+///
+/// # Panics
+/// When the variable holds no number.
+#[must_use]
+pub fn seed() -> u64 {
     match env::var("CARILLON_TEST_SEED") {
         Ok(given) => given.parse().expect("CARILLON_TEST_SEED is a number"),
         Err(_) => uuid::Uuid::now_v7().as_u64_pair().1,
