@@ -16,7 +16,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpSocket, TcpStream, UnixStream},
     task::JoinHandle,
-    time::sleep,
+    time::{interval, sleep},
 };
 use tokio_postgres::config::Host;
 
@@ -200,6 +200,8 @@ fn closes(plan: &Mutex<Plan>) -> bool {
 
 /// A failed accept has no test to tell: the client that waits for it will fail.
 async fn serve(mut listener: TcpListener, address: SocketAddr, plan: Arc<Mutex<Plan>>) {
+    // Its beat goes on while connections come: a wait that begins anew with each would never end.
+    let mut looks = interval(LOOK);
     loop {
         tokio::select! {
             accepted = listener.accept() => {
@@ -207,7 +209,7 @@ async fn serve(mut listener: TcpListener, address: SocketAddr, plan: Arc<Mutex<P
                     tokio::spawn(carry(client, Arc::clone(&plan)));
                 }
             }
-            () = sleep(LOOK) => {
+            _ = looks.tick() => {
                 if closes(&plan) {
                     drop(listener);
                     listener = match opened_later(address).await {
