@@ -212,9 +212,12 @@ async fn serve(mut listener: TcpListener, address: SocketAddr, plan: Arc<Mutex<P
             _ = looks.tick() => {
                 if closes(&plan) {
                     drop(listener);
-                    listener = match opened_later(address).await {
-                        Ok(listener) => listener,
-                        Err(_) => return,
+                    listener = loop {
+                        // Somebody may have been given the port in between: whoever waits for it says so.
+                        match opened_later(address).await {
+                            Ok(listener) => break listener,
+                            Err(_) => sleep(LOOK).await,
+                        }
                     };
                     lock(&plan).is_closed = false;
                 }
