@@ -112,6 +112,15 @@ impl Bucket {
     /// # Errors
     /// [`SignError`].
     pub async fn url(&self, key: &str, good_for: Duration) -> Result<String, SignError> {
+        self.url_from(key, SystemTime::now(), good_for).await
+    }
+
+    async fn url_from(
+        &self,
+        key: &str,
+        now: SystemTime,
+        good_for: Duration,
+    ) -> Result<String, SignError> {
         let mut settings = settings();
         settings.signature_location = SignatureLocation::QueryParams;
         settings.expires_in = Some(good_for);
@@ -119,8 +128,7 @@ impl Bucket {
         let url = self.url_of(key).ok_or(SignError)?;
         let mut request = http::Request::get(url).body(()).map_err(|_| SignError)?;
         let body = SignableBody::UnsignedPayload;
-        self.sign(&mut request, body, settings, SystemTime::now())
-            .await?;
+        self.sign(&mut request, body, settings, now).await?;
         Ok(request.uri().to_string())
     }
 
@@ -141,7 +149,8 @@ impl Bucket {
     }
 
     async fn call_once(&self, request: &Request<'_>) -> Result<Answer, Failure> {
-        let signed = self.signed(request).await.map_err(|error| Failure {
+        let signed = self.signed(request, SystemTime::now()).await;
+        let signed = signed.map_err(|error| Failure {
             failed: Failed::NotSent,
             detail: error.to_string(),
             ..Failure::deadline()
@@ -194,7 +203,11 @@ impl Bucket {
         }
     }
 
-    async fn signed(&self, request: &Request<'_>) -> Result<http::Request<SdkBody>, SignError> {
+    async fn signed(
+        &self,
+        request: &Request<'_>,
+        now: SystemTime,
+    ) -> Result<http::Request<SdkBody>, SignError> {
         let url = self.url_of(request.key).ok_or(SignError)?;
         let mut built = http::Request::builder()
             .method(request.method.clone())
@@ -205,8 +218,7 @@ impl Bucket {
         let body = SdkBody::from(request.body.clone());
         let mut built = built.body(body).map_err(|_| SignError)?;
         let sha256 = SignableBody::Precomputed(request.sha256.clone());
-        self.sign(&mut built, sha256, settings(), SystemTime::now())
-            .await?;
+        self.sign(&mut built, sha256, settings(), now).await?;
         Ok(built)
     }
 
@@ -340,6 +352,7 @@ fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
 #[cfg(test)]
 mod tests {
     use aws_types::region::Region;
+    use sha2::{Digest, Sha256};
 
     use super::*;
 
@@ -408,6 +421,84 @@ mod tests {
         ] {
             assert!(query.contains(part), "{query}");
         }
+    }
+
+    /// The bucket, the keys and the moment of S3's own examples (Amazon S3 API Reference, "Signature
+    /// calculations for the Authorization header" and "Authenticating Requests: Using Query
+    /// Parameters"). No emulator looks at a signature.
+    fn documented() -> (Bucket, SystemTime) {
+        let credentials = Credentials::new(
+            "AKIAIOSFODNN7EXAMPLE",
+            "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+            None,
+            None,
+            "test",
+        );
+        let aws = SdkConfig::builder()
+            .region(Region::new("us-east-1"))
+            .credentials_provider(SharedCredentialsProvider::new(credentials))
+            .build();
+        let bucket = Bucket {
+            base_url: Some("https://examplebucket.s3.amazonaws.com".to_owned()),
+            ..Bucket::new(&aws, "examplebucket".to_owned())
+        };
+        let moment = SystemTime::UNIX_EPOCH + Duration::from_secs(1_369_353_600);
+        (bucket, moment)
+    }
+
+    async fn signature(
+        method: Method,
+        key: &str,
+        header: [(&'static str, &str); 2],
+        body: &'static str,
+    ) -> String {
+        let (bucket, moment) = documented();
+        let headers = header.into_iter().filter(|(name, _)| !name.is_empty());
+        let request = Request {
+            method,
+            key,
+            headers: headers
+                .map(|(name, value)| (name, value.to_owned()))
+                .collect(),
+            body: Bytes::from_static(body.as_bytes()),
+            sha256: hex::encode(Sha256::digest(body)),
+            answer_bytes_max: 0,
+        };
+        let signed = bucket.signed(&request, moment).await.unwrap();
+        let authorization = signed.headers()["authorization"].to_str().unwrap();
+        authorization.split_once("Signature=").unwrap().1.to_owned()
+    }
+
+    #[tokio::test]
+    async fn signatures_are_those_that_s3_documents() {
+        let range = [("range", "bytes=0-9"), ("", "")];
+        assert_eq!(
+            signature(Method::GET, "test.txt", range, "").await,
+            "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"
+        );
+        let class = [
+            ("date", "Fri, 24 May 2013 00:00:00 GMT"),
+            ("x-amz-storage-class", "REDUCED_REDUNDANCY"),
+        ];
+        assert_eq!(
+            signature(
+                Method::PUT,
+                "test$file.text",
+                class,
+                "Welcome to Amazon S3."
+            )
+            .await,
+            "98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd"
+        );
+        let (bucket, moment) = documented();
+        let day = Duration::from_secs(86_400);
+        let url = bucket.url_from("test.txt", moment, day).await.unwrap();
+        let (_, signature) = url.split_once("X-Amz-Signature=").unwrap();
+        assert!(
+            signature
+                .starts_with("aeeed9bbccd4d02ee5c0109b86d86835f995330da4c031957d157751f604d404"),
+            "{url}"
+        );
     }
 
     #[tokio::test]
