@@ -247,10 +247,19 @@ impl PromptSpec {
         parse::prompt(value, None, None)
     }
 
-    /// This prompt with a merge patch applied (RFC 7396), checked as a whole. A schedule that the
-    /// patch leaves as it is may have passed, and may be more frequent than the tenant's minimum of
-    /// today; exclusions that it leaves as they are may name a calendar that is gone. A `dst_gap` that
-    /// it does not name goes where the schedule's new type has none.
+    /// What a caller sent in the place of this prompt. A schedule that is left as it is may have
+    /// passed, and may be more frequent than the tenant's minimum of today; exclusions that are left
+    /// as they are may name a calendar that is gone.
+    ///
+    /// # Errors
+    ///
+    /// Every fault at once.
+    pub fn replace(&self, value: &Value, rules: &Rules<'_>) -> Result<Self, Vec<Fault>> {
+        parse::prompt(value, Some(rules), Some(self))
+    }
+
+    /// This prompt with a merge patch applied (RFC 7396), checked as [`Self::replace`] does. A
+    /// `dst_gap` that the patch does not name goes where the schedule's new type has none.
     ///
     /// # Errors
     ///
@@ -264,7 +273,7 @@ impl PromptSpec {
         let mut after = self.to_json();
         merge::apply(&mut after, patch);
         forget_gap(&mut after, patch);
-        parse::prompt(&after, Some(rules), Some(self))
+        self.replace(&after, rules)
     }
 
     /// The prompt as stored and as the API returns it, every default spelled out.

@@ -118,10 +118,15 @@ fn schedule(
 ) -> Option<Schedule> {
     fields
         .required_such_as("schedule", r#"{"type": "daily", "at": "08:00"}"#)
-        .parse(|value| match (before, rules) {
-            (Some(before), _) if before.schedule.to_json() == *value => Ok(before.schedule.clone()),
-            (_, None) => Schedule::from_stored(value),
-            (_, Some(rules)) => due(value, rules),
+        .parse(|value| {
+            let Some(rules) = rules else {
+                return Schedule::from_stored(value);
+            };
+            let zoned = schedule::with_timezone(value, rules.default_timezone);
+            match (before, Schedule::from_stored(&zoned)) {
+                (Some(before), Ok(schedule)) if schedule == before.schedule => Ok(schedule),
+                _ => due(value, rules),
+            }
         })
 }
 

@@ -814,6 +814,17 @@ fn a_schedule_that_has_passed_may_stay() {
     stored["schedule"] = json!({"type": "cron", "expression": "* * * * *"});
     let frequent = PromptSpec::from_stored(&stored).unwrap();
     assert!(patched(&frequent, &json!({"prompt_name": "New"})).is_ok());
+    // A body in its place need not spell out what was filled in.
+    stored["schedule"] = json!({
+        "type": "daily", "at": "08:00", "timezone": "UTC", "end_at": "2020-01-01T00:00:00Z",
+    });
+    let ended = PromptSpec::from_stored(&stored).unwrap();
+    let replaced = |body: &Value| with_rules(|rules| ended.replace(body, rules));
+    assert!(!replaced(&stored).unwrap().schedule_changed(&ended));
+    assert!(replaced(&ended.to_json()).is_ok());
+    stored["schedule"]["at"] = json!("09:00");
+    let told = told(replaced(&stored));
+    assert_eq!(told, [("schedule.end_at".to_owned(), "in_the_past")]);
 }
 
 #[test]

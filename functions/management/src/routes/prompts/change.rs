@@ -288,19 +288,20 @@ pub(super) fn rules<'a>(app: &'a App, limits: &'a Limits) -> Result<Rules<'a>, A
 /// A spec in the place of the prompt's own. An interval that is sent as it was, without the anchor that
 /// it got when it was made, is no other one: it would count from now on.
 fn replacement(body: &Value, prompt: &Prompt, rules: &Rules<'_>) -> Result<PromptSpec, ApiError> {
+    let before = stored_spec(prompt)?;
     let stored = prompt.spec.get("schedule").unwrap_or(&Value::Null);
     let anchored = |schedule: &Value| schedule.get("anchor").is_some_and(|at| !at.is_null());
     let sent = body.get("schedule").unwrap_or(&Value::Null);
     if sent.is_object() && anchored(stored) && !anchored(sent) {
         let mut with_anchor = body.clone();
         with_anchor["schedule"]["anchor"] = stored["anchor"].clone();
-        if let Ok(spec) = PromptSpec::parse(&with_anchor, rules)
+        if let Ok(spec) = before.replace(&with_anchor, rules)
             && spec.schedule().to_json() == *stored
         {
             return Ok(spec);
         }
     }
-    Ok(PromptSpec::parse(body, rules)?)
+    Ok(before.replace(body, rules)?)
 }
 
 /// The calendars that a body seems to name: what they hold is looked up before it is parsed.
