@@ -498,7 +498,10 @@ async fn a_slow_template_keeps_neither_a_lock_nor_a_connection() {
     let acme = tenant(&stage.db, "acme").await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let executor = Arc::new(executor(&stage.db, folder.path()));
+    // The next slot must not come due while the test runs.
+    let yearly = json!({"type": "cron", "expression": "0 0 1 1 *", "timezone": "UTC"});
     let slow_spec = json!({
+        "schedule": yearly,
         "prompt_text": "{% for n in context.list %}{% if context.text | replace('a', 'b') == 'c' %}x{% endif %}{% endfor %}done",
         "context": {"list": vec![1; 300], "text": "a".repeat(4_000)},
     });
@@ -506,7 +509,7 @@ async fn a_slow_template_keeps_neither_a_lock_nor_a_connection() {
     let slow = prompt(&stage.db, acme, &slow_spec, Some(slot))
         .await
         .unwrap();
-    let quick = prompt(&stage.db, acme, &json!({}), Some(slot))
+    let quick = prompt(&stage.db, acme, &json!({"schedule": yearly}), Some(slot))
         .await
         .unwrap();
     let wake_up = |prompt_id| WakeUp::Prompt {
