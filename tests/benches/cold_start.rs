@@ -36,7 +36,7 @@ const STARTS: usize = 15;
 const BATCH: usize = 10;
 
 /// Batches of the same process, of which the first few still grow its heap and prepare statements.
-const BATCHES: usize = 13;
+const BATCHES: usize = 28;
 const BATCHES_WARMING: usize = 4;
 
 fn main() {

@@ -1164,6 +1164,11 @@ async fn other_case(function: &str, world: &World) {
         // The same with other words for who logs in: the tests of a deployed stack call it.
         "migrate::run_stored" => {}
         "mod::connect" => drop(Db::connect(&config(&world.stage.name, 1)).await.unwrap()),
+        "mod::connect_app" => drop(
+            Db::connect_app(&config(&world.stage.name, 1))
+                .await
+                .unwrap(),
+        ),
         "mod::tenant" => {
             let tx = world.db().tenant(world.a.tenant.id).await.unwrap();
             assert_eq!(tx.tenant(), world.a.tenant.id);
@@ -1459,8 +1464,14 @@ async fn roles_that_could_pass_the_wall_are_refused_at_start() {
         as_app.app = Login::Url(Secret::new(role_url(&name, &role)));
         let mut as_system = config(&name, 1);
         as_system.system = Login::Url(Secret::new(role_url(&name, &role)));
-        for config in [as_app, as_system] {
-            found.push((give, named, Db::connect(&config).await.err()));
+        for config in [&as_app, &as_system] {
+            found.push((give, named, Db::connect(config).await.err()));
+        }
+        found.push((give, named, Db::connect_app(&as_app).await.err()));
+        // What may not be used is not used later either, however often it is asked for.
+        let late = Db::connect_app(&as_system).await.unwrap();
+        for _ in 0..2 {
+            found.push((give, named, health::latency(&late).await.err()));
         }
         admin
             .batch_execute(&take.replace("$1", &role))

@@ -30,7 +30,7 @@ use crate::{
         self, DeliveryError, Disposition, Outgoing, Sent, Target,
         render::{self, FailureFacts, RenderError, Rendered, RunFacts},
     },
-    job::{Job, dropped_at_pause},
+    job::{Job, dropped_at_pause, stored_spec},
     lease, nothing_due,
 };
 
@@ -178,11 +178,11 @@ async fn store(
 }
 
 /// Sends deliveries that this process holds, side by side, and settles each as soon as it is
-/// through. `output` is what storage keeps.
+/// through. `output` is what storage keeps; `secrets` sign webhooks.
 pub(crate) async fn send_all(
     executor: &Executor,
     claim: &Claim,
-    secrets: &SealedSecrets,
+    secrets: Option<&SealedSecrets>,
     prepared: Vec<Prepared>,
     output: String,
 ) -> Result<(), DbError> {
@@ -252,7 +252,7 @@ pub(crate) async fn resume(
         body,
         target: locked.target,
     };
-    send_one(executor, held, &locked.secrets).await?;
+    send_one(executor, held, Some(&locked.secrets)).await?;
     Ok(Handled::Done)
 }
 
@@ -295,7 +295,11 @@ struct Held {
     target: String,
 }
 
-async fn send_one(executor: &Executor, held: Held, secrets: &SealedSecrets) -> Result<(), DbError> {
+async fn send_one(
+    executor: &Executor,
+    held: Held,
+    secrets: Option<&SealedSecrets>,
+) -> Result<(), DbError> {
     let claim = held.claim;
     let sending = pin!(attempt(executor, held, secrets));
     let renew = || renew(executor, &claim);
@@ -327,7 +331,7 @@ async fn renew(executor: &Executor, claim: &DeliveryClaim) -> Result<(), DbError
 async fn attempt(
     executor: &Executor,
     held: Held,
-    secrets: &SealedSecrets,
+    secrets: Option<&SealedSecrets>,
 ) -> Result<Sent, Settled> {
     if held.gone {
         return Err(settled(
@@ -478,7 +482,8 @@ fn notices_of_end(
     let Some(job) = end
         .spec
         .as_ref()
-        .and_then(|spec| Job::new(claim.run_id, spec, end.scheduled_for, end.trigger).ok())
+        .and_then(|spec| stored_spec(spec).ok())
+        .map(|spec| Job::new(claim.run_id, spec, end.scheduled_for, end.trigger))
     else {
         return Vec::new();
     };
@@ -504,12 +509,8 @@ async fn send_notices(
     end: &deliveries::RunEnd,
     notices: Vec<Prepared>,
 ) -> Result<(), DbError> {
-    let no_secrets = SealedSecrets {
-        current: Vec::new(),
-        previous: None,
-    };
     let run = run_claim(claim, end);
-    send_all(executor, &run, &no_secrets, notices, String::new()).await
+    send_all(executor, &run, None, notices, String::new()).await
 }
 
 /// The run of a delivery, for what only reads its ids.
@@ -525,12 +526,13 @@ fn run_claim(claim: &DeliveryClaim, end: &deliveries::RunEnd) -> Claim {
     }
 }
 
-/// The signing secrets; `Err(None)` where what was sealed is none.
+/// The signing secrets; `Err(None)` where there are none, or what was sealed is none.
 async fn open(
     executor: &Executor,
     tenant_id: TenantId,
-    sealed: &SealedSecrets,
+    sealed: Option<&SealedSecrets>,
 ) -> Result<SigningSecrets, Option<OpenError>> {
+    let sealed = sealed.ok_or(None)?;
     let open = async |blob: &[u8]| {
         let purpose = Purpose::WebhookSecret;
         let opened = executor.sealer.open(tenant_id, purpose, blob).await?;

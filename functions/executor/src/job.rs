@@ -14,6 +14,10 @@ use shared::{
     template::{Template, TemplateError, Values},
 };
 
+/// What texts may take to render in the way of other runs. Nearly all take less, and another thread
+/// costs as much.
+const RENDER_TIME_HERE: Duration = Duration::from_millis(1);
+
 /// A run's work, before its model is called.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -46,19 +50,19 @@ impl Job {
     /// A run of this version of its prompt, with nothing rendered.
     pub(crate) fn new(
         run_id: RunId,
-        spec: &Value,
+        spec: PromptSpec,
         scheduled_for: DateTime<Utc>,
         trigger: RunTrigger,
-    ) -> Result<Self, DbError> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             run_id,
-            spec: stored_spec(spec)?,
+            spec,
             scheduled_for,
             trigger,
             texts: Ok(Texts::default()),
             previous_output: None,
             subjects: Vec::new(),
-        })
+        }
     }
 
     /// With the output of the prompt's last success.
@@ -76,6 +80,10 @@ impl Job {
     /// Renders the texts, if that takes no longer than `time`: others wait for what is locked
     /// meanwhile.
     pub(crate) async fn render_within(self, time: Duration) -> Result<Rendered, DbError> {
+        match self.rendered(Some(RENDER_TIME_HERE)) {
+            Err(Unrendered::Template(TemplateError::TooMuchWork)) => {}
+            texts => return Ok(Rendered::Ready(self.with(texts))),
+        }
         self.blocking(move |job| match job.rendered(Some(time)) {
             Err(Unrendered::Template(TemplateError::TooMuchWork)) => Rendered::TooSlow(job),
             texts => Rendered::Ready(job.with(texts)),
@@ -112,6 +120,13 @@ impl Job {
 
     /// Renders the subjects of its emails, of which each may take two seconds.
     pub(crate) async fn with_subjects(self) -> Result<Self, DbError> {
+        let has_subject = |destination: &Destination| match destination {
+            Destination::Email(email) => email.subject().is_some(),
+            Destination::Webhook(_) | Destination::Storage => false,
+        };
+        if !self.spec.destinations().iter().any(has_subject) {
+            return Ok(self);
+        }
         self.blocking(|mut job| {
             let destinations = job.spec.destinations().iter();
             job.subjects = destinations

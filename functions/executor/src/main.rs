@@ -43,8 +43,12 @@ async fn main() -> anyhow::Result<()> {
     let worker = worker(config, &aws).await?;
     let handler = service_fn(async |event: LambdaEvent<SqsEvent>| {
         let deadline = aws::deadline(event.context.deadline());
-        let answer = worker.work(event.payload.records, deadline).await;
-        put_events(&worker, &bus, deadline).await;
+        let records = event.payload.records;
+        let any_run = !records.is_empty();
+        let answer = worker.work(records, deadline).await;
+        if any_run {
+            put_events(&worker, &bus, deadline).await;
+        }
         Ok::<_, Error>(answer)
     });
     lambda_runtime::run(handler)
@@ -71,7 +75,7 @@ async fn worker(config: Config, aws: &SdkConfig) -> anyhow::Result<Worker> {
     if let Some(arn) = config.provider_keys {
         models = models.with_stored_keys(manager, arn);
     }
-    let (db, ()) = tokio::join!(Db::connect(&db_config), models.fetch_keys());
+    let (db, ()) = tokio::join!(Db::connect_app(&db_config), models.fetch_keys());
     let db = db.context("cannot use the database")?;
     let (mailer, storage) = match config.outlets {
         Outlets::Folder(home) => (

@@ -135,7 +135,7 @@ async fn glance(
         next,
     );
     let hold = Hold::Glance(tenant_id, &glance);
-    match begin(executor, hold, &spec, &plan, until).await {
+    match begin(executor, hold, spec, &plan, until).await {
         Err(DbError::StaleLook) => Ok(None),
         looked => looked.map(Some),
     }
@@ -187,7 +187,7 @@ async fn look_locked(
             next,
         )
     };
-    begin(executor, Hold::Lock(tx, &due), &spec, &plan, until).await
+    begin(executor, Hold::Lock(tx, &due), spec, &plan, until).await
 }
 
 /// What a look rests on until it is written.
@@ -235,16 +235,16 @@ impl<'a> Hold<'a> {
 async fn begin(
     executor: &Executor,
     hold: Hold<'_>,
-    spec: &PromptSpec,
+    spec: PromptSpec,
     plan: &Plan,
     until: Until,
 ) -> Result<Looked, DbError> {
     let due = hold.due();
-    let policy = Policy::of(spec, due.prompt_id, due.runs_left);
+    let policy = Policy::of(&spec, due.prompt_id, due.runs_left);
     let run_id = RunId::new();
     let mut writing = Writing {
         plan,
-        attempts_max: attempts_max(spec),
+        attempts_max: attempts_max(&spec),
         run_id,
         intent: None,
         dropped: None,
@@ -258,12 +258,11 @@ async fn begin(
             Looked::Not(Handled::Done)
         });
     };
-    if !until.allows(timeout_of(spec)) {
+    if !until.allows(timeout_of(&spec)) {
         hold.let_go().await?;
         return Ok(Looked::Not(Handled::NoTime));
     }
-    let job = Job::new(run_id, &due.slots.spec, slot, RunTrigger::Schedule)?
-        .after(due.previous_output.clone());
+    let job = Job::new(run_id, spec, slot, RunTrigger::Schedule).after(due.previous_output.clone());
     let job = match job.render_within(RENDER_TIME_LOCKED).await? {
         Rendered::Ready(job) => job,
         Rendered::TooSlow(job) => {
@@ -273,7 +272,7 @@ async fn begin(
     };
     let intent = intent(executor, &job);
     writing.intent = Some(&intent);
-    let next = |after| spec.next_slot(after, &due.slots.holidays);
+    let next = |after| job.spec.next_slot(after, &due.slots.holidays);
     writing.dropped = plan
         .next
         .filter(|_| due.next_is_last)
@@ -356,12 +355,9 @@ async fn pass_by(executor: &Executor, tx: TenantTx, locked: &LockedRun) -> Resul
 /// What a locked run is to do. An earlier try's texts go before all others.
 async fn locked_job(locked: &mut LockedRun, rendered: Option<Job>) -> Result<Rendered, DbError> {
     let job = || {
-        Job::new(
-            locked.run_id,
-            &locked.spec,
-            locked.scheduled_for,
-            locked.trigger,
-        )
+        let spec = stored_spec(&locked.spec)?;
+        let job = Job::new(locked.run_id, spec, locked.scheduled_for, locked.trigger);
+        Ok::<_, DbError>(job)
     };
     match (locked.rendered_input.take(), rendered) {
         (Some(input), _) => {
@@ -548,7 +544,14 @@ async fn record_answer(
         run.status = %status, run.attempt = claim.attempt, run.latency_ms = record.latency_ms,
         "model answered"
     );
-    deliveries::send_all(executor, claim, &kept.secrets, prepared, answer.output).await
+    deliveries::send_all(
+        executor,
+        claim,
+        kept.secrets.as_ref(),
+        prepared,
+        answer.output,
+    )
+    .await
 }
 
 /// Writes the answer and its deliveries, which this process then holds; `None` when somebody else
@@ -624,7 +627,7 @@ pub(crate) async fn record_failure(
         };
         executor.wake(wake_up, delay_ms).await;
     }
-    deliveries::send_all(executor, claim, &recorded.secrets, notices, String::new()).await
+    deliveries::send_all(executor, claim, None, notices, String::new()).await
 }
 
 /// Ends a run whose last try vanished with its claimant.
@@ -634,12 +637,8 @@ async fn give_up(
     locked: &LockedRun,
 ) -> Result<(), DbError> {
     let claim = runs::vanished_claim(tenant_id, locked);
-    let job = Job::new(
-        locked.run_id,
-        &locked.spec,
-        locked.scheduled_for,
-        locked.trigger,
-    )?;
+    let spec = stored_spec(&locked.spec)?;
+    let job = Job::new(locked.run_id, spec, locked.scheduled_for, locked.trigger);
     let failure = final_failure(
         "worker_lost",
         "the process that ran the last try vanished; the model may have been called".to_owned(),

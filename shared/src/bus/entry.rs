@@ -1,8 +1,14 @@
 //! An event as the bus gets it, and how many go into one call.
 
-use serde_json::{Value, json};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use uuid::Uuid;
 
-use crate::db::events::Event;
+use crate::{
+    db::events::Event,
+    ids::{DeliveryId, PromptId, RunId, TenantId},
+};
 
 /// What every event names as its source.
 pub const SOURCE: &str = "carillon";
@@ -29,7 +35,7 @@ pub(super) struct Entry {
 
 impl Entry {
     fn new(event: Event) -> Self {
-        let detail = detail(&event).to_string();
+        let detail = detail(&event);
         Self { event, detail }
     }
 
@@ -38,32 +44,41 @@ impl Entry {
     }
 }
 
-/// The `detail` of an event: the same bytes at every put.
+/// The `detail` of an event, as JSON: the same bytes at every put.
 #[must_use]
-pub fn detail(event: &Event) -> Value {
-    let mut detail = event.data.as_object().cloned().unwrap_or_default();
-    let envelope = [
-        ("version", json!(VERSION)),
-        ("id", json!(event.id)),
-        ("type", json!(event.kind)),
-        ("tenant_id", json!(event.tenant_id)),
-        ("prompt_id", json!(event.prompt_id)),
-        ("occurred_at", json!(event.occurred_at)),
-        ("sequence", json!(event.seq())),
-    ];
-    let optional = [
-        ("run_id", event.run_id.map(|id| json!(id))),
-        ("delivery_id", event.delivery_id.map(|id| json!(id))),
-    ];
-    for (name, value) in envelope {
-        detail.insert(name.to_owned(), value);
-    }
-    for (name, value) in optional {
-        if let Some(value) = value {
-            detail.insert(name.to_owned(), value);
-        }
-    }
-    Value::Object(detail)
+pub fn detail(event: &Event) -> String {
+    let detail = Detail {
+        data: event.data.as_object(),
+        version: VERSION,
+        id: event.id,
+        kind: &event.kind,
+        tenant_id: event.tenant_id,
+        prompt_id: event.prompt_id,
+        run_id: event.run_id,
+        delivery_id: event.delivery_id,
+        occurred_at: event.occurred_at,
+        sequence: event.seq(),
+    };
+    serde_json::to_string(&detail)
+        .expect("an event has text keys and finite numbers, which serde_json always takes")
+}
+
+#[derive(Serialize)]
+struct Detail<'a> {
+    #[serde(flatten)]
+    data: Option<&'a Map<String, Value>>,
+    version: u32,
+    id: Uuid,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    tenant_id: TenantId,
+    prompt_id: PromptId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_id: Option<RunId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delivery_id: Option<DeliveryId>,
+    occurred_at: DateTime<Utc>,
+    sequence: i64,
 }
 
 /// Fills calls up to both bounds; gives apart what is too large for any.

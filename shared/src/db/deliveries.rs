@@ -106,7 +106,7 @@ pub async fn lock_due(
     let [found, secrets] = results.as_slice() else {
         return Err(DbError::Aborted);
     };
-    let Some(row) = found.first() else {
+    let (Some(row), Some(secrets)) = (found.first(), secrets.first()) else {
         return Ok(None);
     };
     Ok(Some(LockedDelivery {
@@ -511,43 +511,47 @@ pub async fn finish(
     let prompt = end.prompt_id.uuid();
     let dropped = DroppedRow::new(dropped.filter(|_| pauses));
     let uncounted = i32::from(end.may_uncount && end.trigger != RunTrigger::Test);
-    let results = tx.commit_with(&[
-        step(
-            runs::INSERT_DELIVERIES,
-            &rows.params(&tenant, &run, &lease_ms),
-        ),
-        step(
-            "-- deliveries::end_run
+    let results = tx
+        .commit_with(&[
+            step(
+                runs::INSERT_DELIVERIES,
+                &rows.params(&tenant, &run, &lease_ms),
+            )
+            .when(!notices.is_empty()),
+            step(
+                "-- deliveries::end_run
              UPDATE scheduled_prompt_runs
                 SET status = $2, reason = $3::text, completed_at = clock_timestamp(),
                     error_code = $3::text, error_message = CASE WHEN $3::text IS NOT NULL
                         THEN 'the output is kept, but not every destination has it' END
-              WHERE id = $1 AND $2::text IS NOT NULL AND status IN ('generated', 'failed')",
-            &[&run, &status, &end.reason],
-        ),
-        step(DROP_SLOTS, &dropped.params(&prompt, &"paused")),
-        step(
-            runs::COUNT_END,
-            &[
-                &prompt,
-                &counted.successes,
-                &(counted.failures - uncounted),
-                &status,
-                &counted.ends,
-                &pauses,
-                &end.reason.unwrap_or(runs::NO_CODE),
-                &AuditEventId::new().uuid(),
-            ],
-        ),
-        step(
-            "-- deliveries::note_gone
-             INSERT INTO gone_webhooks (tenant_id, url) SELECT $1::uuid, $2::text WHERE $2::text IS NOT NULL
+              WHERE id = $1 AND status IN ('generated', 'failed')",
+                &[&run, &status, &end.reason],
+            )
+            .when(status.is_some()),
+            step(DROP_SLOTS, &dropped.params(&prompt, &"paused")).when(dropped.is_needed()),
+            step(
+                runs::COUNT_END,
+                &[
+                    &prompt,
+                    &counted.successes,
+                    &(counted.failures - uncounted),
+                    &status,
+                    &pauses,
+                    &end.reason.unwrap_or(runs::NO_CODE),
+                    &AuditEventId::new().uuid(),
+                ],
+            )
+            .when(counted.ends),
+            step(
+                "-- deliveries::note_gone
+             INSERT INTO gone_webhooks (tenant_id, url) VALUES ($1, $2)
              ON CONFLICT (tenant_id, url) DO NOTHING",
-            &[&tenant, &settled.gone_url],
-        ),
-        step(runs::INSERT_LOG, &log.params(&tenant, &run)),
-    ])
-    .await?;
+                &[&tenant, &settled.gone_url],
+            )
+            .when(settled.gone_url.is_some()),
+            step(runs::INSERT_LOG, &log.params(&tenant, &run)),
+        ])
+        .await?;
     runs::kept(results.first().map_or(&[], Vec::as_slice))
 }
 

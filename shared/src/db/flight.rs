@@ -29,11 +29,11 @@ use tokio::{
     task::yield_now,
     time::timeout,
 };
-use tokio_postgres::{Row, types::Type};
+use tokio_postgres::Row;
 
 use super::{
-    DbError, Param, Role, TenantTx,
-    tenant_tx::{CLEAN, Step},
+    DbError, Role, TenantTx,
+    tenant_tx::{Step, opening},
 };
 use crate::ids::TenantId;
 
@@ -43,10 +43,9 @@ const SEATS_MAX: usize = 16;
 /// A flight that takes longer is given up, and its connection with it.
 const FLIGHT_LIMIT: Duration = Duration::from_secs(20);
 
-/// `BEGIN`'s companion. Whoever waits for a row's lock holds up the others of its flight, so it gives
-/// up soon, and waits again alone.
-const SET_TENANT: &str = "SELECT set_config('app.current_tenant_id', $1, true), \
-     set_config('lock_timeout', '250ms', true)";
+/// Whoever waits for a row's lock holds up the others of its flight, so it gives up soon, and waits
+/// again alone.
+const WAIT_LITTLE: &str = "SET LOCAL lock_timeout = '250ms'";
 
 /// Where transactions wait for a flight. A clone shares it.
 #[derive(Clone)]
@@ -157,20 +156,19 @@ impl Flight {
         steps: &[Step<'_>],
     ) -> Option<Result<Vec<Vec<Row>>, DbError>> {
         let connection = self.connection.as_ref()?;
-        let prepared = join_all(steps.iter().map(|step| connection.prepare_cached(step.sql)));
+        let prepared = join_all(steps.iter().map(|step| step.prepare(connection)));
         let statements = match prepared.await.into_iter().collect::<Result<Vec<_>, _>>() {
             Ok(statements) => statements,
             Err(error) => return Some(Err(error.into())),
         };
-        let tenant = tenant.to_string();
-        let params: [(Param<'_>, Type); 1] = [(&tenant, Type::TEXT)];
+        let opening = format!("{}; {WAIT_LITTLE}", opening(tenant));
         let refused = AtomicBool::new(false);
         let sent = join_all(
             steps
                 .iter()
                 .zip(&statements)
                 .map(async |(step, statement)| {
-                    let rows = connection.query(statement, step.params).await;
+                    let rows = step.send(connection, statement.as_ref()).await;
                     refused.fetch_or(rows.is_err(), Ordering::Relaxed);
                     rows
                 }),
@@ -183,10 +181,8 @@ impl Flight {
                 .batch_execute(if refused { "ROLLBACK" } else { "COMMIT" })
                 .await
         };
-        let begin = connection.batch_execute("BEGIN");
-        let set = connection.query_typed(SET_TENANT, &params);
-        let clean = connection.batch_execute(CLEAN);
-        let mut whole = pin!(async { futures_util::join!(clean, begin, set, sent, end) });
+        let begin = connection.batch_execute(&opening);
+        let mut whole = pin!(async { futures_util::join!(begin, sent, end) });
         let mut is_sent = false;
         let answers = poll_fn(|context| {
             if is_sent {
@@ -201,10 +197,9 @@ impl Flight {
                 _ => Poll::Ready(None),
             }
         });
-        let (cleaned, begun, set, rows, ended) = answers.await?;
+        let (begun, rows, ended) = answers.await?;
         // A commit after a failed statement answers without an error and keeps nothing.
         let rows = rows.into_iter().collect::<Result<Vec<_>, _>>();
-        let begun = cleaned.and(begun).and(set);
         Some(
             begun
                 .and(rows)

@@ -38,7 +38,13 @@ pub use error::DbError;
 pub use login::{Login, Roots, Settings};
 pub use tenant_tx::TenantTx;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, QueueMode, RecyclingMethod,
@@ -113,14 +119,31 @@ pub struct Db {
 }
 
 impl Db {
-    /// Connects, and refuses roles that could see past the wall. What the two roles need to log in is
-    /// fetched at once.
+    /// Connects, and refuses roles that could see past the wall.
     ///
     /// # Errors
     /// `DbError::Config` for a URL that cannot be read, `DbError::Secret` without credentials,
     /// `DbError::Role` for a role with too much power, anything else when the database does not
     /// answer.
     pub async fn connect(config: &DbConfig) -> Result<Self, DbError> {
+        let db = Self::open(config).await?;
+        drop(futures_util::try_join!(db.app.get(), db.system.get())?);
+        Ok(db)
+    }
+
+    /// Connects as the app role alone. The system role's connection is made, and looked at, when it
+    /// is first needed: for what begins with a tenant's work that is time saved at its start.
+    ///
+    /// # Errors
+    /// Those of [`Self::connect`].
+    pub async fn connect_app(config: &DbConfig) -> Result<Self, DbError> {
+        let db = Self::open(config).await?;
+        drop(db.app.get().await?);
+        Ok(db)
+    }
+
+    /// What the two roles need to log in is fetched at once.
+    async fn open(config: &DbConfig) -> Result<Self, DbError> {
         let roots = &config.roots;
         // A tenant's transaction cleans its session with its first statement.
         let (in_use, cleaned) = (
@@ -175,6 +198,8 @@ struct Role {
     pool: Pool,
     login: Login,
     current: Current,
+    /// It cannot see past the wall.
+    is_harmless: Arc<AtomicBool>,
 }
 
 impl Role {
@@ -185,19 +210,27 @@ impl Role {
         recycling_method: RecyclingMethod,
     ) -> Result<Self, DbError> {
         let (door, current) = Door::new(login.config().await?, roots);
-        let role = Self {
+        Ok(Self {
             pool: pool(door, connections_max, recycling_method)?,
             login: login.clone(),
             current,
-        };
-        let first = role.get().await?;
-        in_time(refuse_power(&first)).await?;
-        Ok(role)
+            is_harmless: Arc::default(),
+        })
     }
 
-    /// A connection. Where the database refuses the password, it may have been changed: then once
-    /// more, with what it is now.
+    /// A connection, of a role that was looked at.
     async fn get(&self) -> Result<Object, DbError> {
+        let connection = self.connection().await?;
+        if !self.is_harmless.load(Ordering::Relaxed) {
+            in_time(refuse_power(&connection)).await?;
+            self.is_harmless.store(true, Ordering::Relaxed);
+        }
+        Ok(connection)
+    }
+
+    /// Where the database refuses the password, it may have been changed: then once more, with what
+    /// it is now.
+    async fn connection(&self) -> Result<Object, DbError> {
         let held = self.current.get();
         match self.pool.get().await {
             Err(PoolError::Backend(error)) if login::is_refused(&error) => {
@@ -257,15 +290,13 @@ async fn refuse_power(client: &Object) -> Result<(), DbError> {
         .query_typed(
             "-- db::refuse_power
              SELECT current_user::text AS name,
-                    EXISTS (SELECT FROM pg_roles r
-                             WHERE (r.rolsuper OR r.rolbypassrls) AND pg_has_role(r.oid, 'MEMBER')) AS bypasses,
-                    EXISTS (SELECT FROM pg_roles r
-                             WHERE r.rolcreaterole AND pg_has_role(r.oid, 'MEMBER')) AS grants,
+                    coalesce(bool_or(r.rolsuper OR r.rolbypassrls), false) AS bypasses,
+                    coalesce(bool_or(r.rolcreaterole), false) AS grants,
+                    coalesce(bool_or(r.rolname = 'carillon_definer'), false) AS defines,
                     EXISTS (SELECT FROM pg_class c
                              WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
-                               AND pg_has_role(c.relowner, 'MEMBER')) AS owns,
-                    EXISTS (SELECT FROM pg_roles d
-                             WHERE d.rolname = 'carillon_definer' AND pg_has_role(d.oid, 'MEMBER')) AS defines",
+                               AND pg_has_role(c.relowner, 'MEMBER')) AS owns
+               FROM pg_roles r WHERE pg_has_role(r.oid, 'MEMBER')",
             &[],
         )
         .await?;

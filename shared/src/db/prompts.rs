@@ -689,7 +689,7 @@ pub async fn drop_slots(
         .await
 }
 
-/// A row for $5 dropped slots from $3 to $4, where $3 is given.
+/// A row for $5 dropped slots from $3 to $4.
 macro_rules! dropped_row {
     ($name:literal, $only:literal) => {
         concat!(
@@ -701,7 +701,7 @@ macro_rules! dropped_row {
      SELECT p.tenant_id, $2, p.id, $3::timestamptz, $4, $5, 'schedule', 'skipped', $6,
             p.max_retries + 1, p.spec_version, clock_timestamp()
        FROM scheduled_prompts p
-      WHERE p.id = $1 AND p.deleted_at IS NULL AND $3::timestamptz IS NOT NULL AND ",
+      WHERE p.id = $1 AND p.deleted_at IS NULL AND ",
             $only,
             "
      ON CONFLICT DO NOTHING"
@@ -713,7 +713,7 @@ pub(super) use dropped_row;
 /// To be sent before the change that takes the slots away.
 pub(super) const DROP_SLOTS: &str = dropped_row!("-- prompts::drop_slots", "true");
 
-/// What [`DROP_SLOTS`] writes; nothing without slots.
+/// What [`DROP_SLOTS`] writes; without slots it is not needed.
 pub(super) struct DroppedRow {
     id: Uuid,
     first: Option<DateTime<Utc>>,
@@ -722,6 +722,10 @@ pub(super) struct DroppedRow {
 }
 
 impl DroppedRow {
+    pub(super) fn is_needed(&self) -> bool {
+        self.first.is_some()
+    }
+
     pub(super) fn new(slots: Option<Dropped>) -> Self {
         Self {
             id: RunId::new().uuid(),

@@ -3,7 +3,7 @@
 use deadpool_postgres::Object;
 use futures_util::future::{join_all, try_join_all};
 use std::sync::atomic::{AtomicU8, Ordering};
-use tokio_postgres::{Row, Statement, types::Type};
+use tokio_postgres::{Row, Statement};
 
 use super::{DbError, Param, in_time};
 use crate::ids::TenantId;
@@ -28,16 +28,57 @@ pub struct TenantTx {
 /// none is open.
 pub(super) const CLEAN: &str = "BEGIN; ROLLBACK; RESET ALL";
 
+/// Cleans the session and begins a transaction that sees this tenant's rows. One message with one
+/// answer: the server sends what it has after each, and each costs the client a wake-up. The text of
+/// a UUID cannot end the literal.
+pub(super) fn opening(tenant: TenantId) -> String {
+    format!("{CLEAN}; BEGIN; SET LOCAL app.current_tenant_id = '{tenant}'")
+}
+
 /// One statement of a pipeline.
 #[derive(Clone, Copy)]
 pub(super) struct Step<'a> {
-    pub(super) sql: &'a str,
-    pub(super) params: &'a [Param<'a>],
+    sql: &'a str,
+    params: &'a [Param<'a>],
+    is_needed: bool,
 }
 
 /// A statement to send together with others.
 pub(super) fn step<'a>(sql: &'a str, params: &'a [Param<'a>]) -> Step<'a> {
-    Step { sql, params }
+    Step {
+        sql,
+        params,
+        is_needed: true,
+    }
+}
+
+impl Step<'_> {
+    /// Not sent unless `is_needed`; then it gives no rows.
+    pub(super) fn when(self, is_needed: bool) -> Self {
+        Self { is_needed, ..self }
+    }
+
+    /// `None` for what is not to be sent.
+    pub(super) async fn prepare(
+        &self,
+        connection: &Object,
+    ) -> Result<Option<Statement>, tokio_postgres::Error> {
+        if !self.is_needed {
+            return Ok(None);
+        }
+        connection.prepare_cached(self.sql).await.map(Some)
+    }
+
+    pub(super) async fn send(
+        &self,
+        connection: &Object,
+        prepared: Option<&Statement>,
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        match prepared {
+            Some(statement) => connection.query(statement, self.params).await,
+            None => Ok(Vec::new()),
+        }
+    }
 }
 
 impl TenantTx {
@@ -131,7 +172,7 @@ impl TenantTx {
             steps
                 .iter()
                 .zip(&statements)
-                .map(|(step, statement)| connection.query(statement, step.params)),
+                .map(|(step, statement)| step.send(connection, statement.as_ref())),
         );
         let (opened, results) = futures_util::join!(opening, sent);
         self.watch(opened.and_then(|()| Ok(results.into_iter().collect::<Result<_, _>>()?)))
@@ -163,7 +204,7 @@ impl TenantTx {
                 let opening = self.opening();
                 let sent = join_all(steps.iter().zip(&statements).map(
                     async |(step, statement)| {
-                        let rows = connection.query(statement, step.params).await;
+                        let rows = step.send(connection, statement.as_ref()).await;
                         self.watch(rows.map_err(DbError::from))
                     },
                 ));
@@ -196,25 +237,12 @@ impl TenantTx {
             return Ok(());
         }
         let connection = self.connection()?;
-        let tenant = self.tenant.to_string();
-        let params: [(Param<'_>, Type); 1] = [(&tenant, Type::TEXT)];
-        let (cleaned, begun, set) = futures_util::join!(
-            connection.batch_execute(CLEAN),
-            connection.batch_execute("BEGIN"),
-            connection.query_typed(
-                "SELECT set_config('app.current_tenant_id', $1, true)",
-                &params,
-            )
-        );
-        cleaned?;
-        begun?;
-        set?;
-        Ok(())
+        Ok(connection.batch_execute(&opening(self.tenant)).await?)
     }
 
-    async fn prepare(&self, steps: &[Step<'_>]) -> Result<Vec<Statement>, DbError> {
+    async fn prepare(&self, steps: &[Step<'_>]) -> Result<Vec<Option<Statement>>, DbError> {
         let connection = self.connection()?;
-        let prepared = try_join_all(steps.iter().map(|step| connection.prepare_cached(step.sql)));
+        let prepared = try_join_all(steps.iter().map(|step| step.prepare(connection)));
         // Inside a transaction a refused text has ended it as a refused statement has.
         self.watch(prepared.await.map_err(DbError::from))
     }

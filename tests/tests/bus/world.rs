@@ -76,7 +76,12 @@ impl World {
         assert_eq!(usize::try_from(gone).unwrap(), claimed.len());
         claimed
             .iter()
-            .map(|event| (event.kind.clone(), bus::detail(event)))
+            .map(|event| {
+                (
+                    event.kind.clone(),
+                    serde_json::from_str(&bus::detail(event)).unwrap(),
+                )
+            })
             .collect()
     }
 

@@ -263,7 +263,7 @@ pub async fn claim(
     let dropped = DroppedRow::new(dropped);
     let results = tx
         .commit_with(&[
-            step(LOCK_CLAIMS, &[&!run.is_running]),
+            step(LOCK_CLAIMS, &[]).when(!run.is_running),
             step(
                 CLAIM,
                 &[
@@ -283,9 +283,9 @@ pub async fn claim(
                 INTEND,
                 &[&id, &attempt_id, &fence, &intent.provider, &intent.model],
             ),
-            step(COUNT_CLAIM, &[&prompt, &counts, &id, &fence]),
-            step(DROP_OVER_LIMIT, &dropped.params(&prompt, &"max_runs")),
-            step(CALL_NEXT_OF_BACKFILL, &[&id, &fence, &calls_next]),
+            step(COUNT_CLAIM, &[&prompt, &id, &fence]).when(counts),
+            step(DROP_OVER_LIMIT, &dropped.params(&prompt, &"max_runs")).when(dropped.is_needed()),
+            step(CALL_NEXT_OF_BACKFILL, &[&id, &fence]).when(calls_next),
         ])
         .await?;
     let claimed = results.get(1).map_or(0, Vec::len);
@@ -336,8 +336,8 @@ const COUNT_CLAIM: &str = "-- runs::count_claim
                                       THEN 1 ELSE 0 END,
            status = CASE WHEN p.status = 'active' AND p.run_count + 1 >= p.max_runs
                          THEN 'completed' ELSE p.status END
-     WHERE p.id = $1 AND $2::boolean
-       AND EXISTS (SELECT FROM scheduled_prompt_runs r WHERE r.id = $3 AND r.fence = $4)";
+     WHERE p.id = $1
+       AND EXISTS (SELECT FROM scheduled_prompt_runs r WHERE r.id = $2 AND r.fence = $3)";
 
 /// The next one of a backfill begins no sooner than its pace says, and waits no longer.
 const CALL_NEXT_OF_BACKFILL: &str = "-- runs::call_next_of_backfill

@@ -106,8 +106,7 @@ const DROP_OVER_LIMIT: &str = dropped_row!(
 /// claim and the commit: others wait no longer than those take.
 const LOCK_CLAIMS: &str = "-- runs::lock_claims
     SELECT pg_advisory_xact_lock(
-               hashtextextended('claims:' || current_setting('app.current_tenant_id'), 0))
-     WHERE $1::boolean";
+               hashtextextended('claims:' || current_setting('app.current_tenant_id'), 0))";
 
 const CAPACITY: &str = "-- runs::capacity
     SELECT clock_timestamp() AS now, t.status = 'active' AS tenant_is_active, t.concurrent_runs_max,

@@ -333,7 +333,6 @@ async fn write(
     let missed: [Param<'_>; 3] = [&extended, &more, &until];
     let waiting: [Param<'_>; 2] = [&replaced, &taken_by];
     let claims = run.is_some();
-    let lock: [Param<'_>; 1] = [&claims];
     let claim: [Param<'_>; 6] = [
         &run,
         &intent.lease_ms,
@@ -344,16 +343,17 @@ async fn write(
     ];
     let intended: [Param<'_>; 4] = [&run, &attempt, &intent.provider, &intent.model];
     let advanced: [Param<'_>; 4] = [&prompt, &run, &plan.next, &ended];
+    let drops = dropped.is_needed();
     let dropped = dropped.params(&prompt, &"max_runs");
     let steps: [Step<'_>; 8] = [
-        step(INSERT_PLANNED, &inserted),
-        step(EXTEND_MISSED, &missed),
-        step(REPLACE_WAITING, &waiting),
-        step(LOCK_CLAIMS, &lock),
-        step(CLAIM_PLANNED, &claim),
-        step(INTEND_PLANNED, &intended),
+        step(INSERT_PLANNED, &inserted).when(!plan.rows.is_empty()),
+        step(EXTEND_MISSED, &missed).when(extended.is_some()),
+        step(REPLACE_WAITING, &waiting).when(replaced.is_some()),
+        step(LOCK_CLAIMS, &[]).when(claims),
+        step(CLAIM_PLANNED, &claim).when(claims),
+        step(INTEND_PLANNED, &intended).when(claims),
         step(ADVANCE_PROMPT, &advanced),
-        step(DROP_OVER_LIMIT, &dropped),
+        step(DROP_OVER_LIMIT, &dropped).when(drops),
     ];
     let results = match hold {
         Hold::Lock(tx) => tx.commit_with(&steps).await?,

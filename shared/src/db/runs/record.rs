@@ -74,8 +74,6 @@ pub struct Recorded {
     pub due_at_pause: Option<DueSlots>,
     /// Who is told of a failure.
     pub notification_email: Option<String>,
-    /// The tenant's sealed signing secrets.
-    pub secrets: SealedSecrets,
 }
 
 impl Recorded {
@@ -142,9 +140,9 @@ pub struct NewDelivery {
 pub struct Kept {
     /// The deliveries that were inserted.
     pub deliveries: Vec<KeptDelivery>,
-    /// The tenant's sealed signing secrets.
-    pub secrets: SealedSecrets,
-    /// Webhooks that answered 410.
+    /// The tenant's sealed signing secrets, where a webhook is to be signed.
+    pub secrets: Option<SealedSecrets>,
+    /// Those of its webhooks that answered 410.
     pub gone_webhooks: Vec<String>,
 }
 
@@ -174,6 +172,7 @@ pub async fn record_output(
     let word = status.as_str();
     let cost = answer.cost_usd.unwrap_or_default();
     let rows = DeliveryRows::new(deliveries);
+    let calls_webhooks = deliveries.iter().any(|one| one.kind == Kind::Webhook);
     let log = log_of_answer(claim, answer);
     let update: [Param<'_>; 16] = [
         &run,
@@ -207,7 +206,8 @@ pub async fn record_output(
             &[
                 step(LOCK_PROMPT, &[&prompt]),
                 step(RECORD_OUTPUT, &update),
-                step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms)),
+                step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms))
+                    .when(!deliveries.is_empty()),
                 step(SETTLE_OK, &settle),
                 step(
                     COUNT_END,
@@ -216,32 +216,26 @@ pub async fn record_output(
                         &counted.successes,
                         &counted.failures,
                         &word,
-                        &counted.ends,
                         &false,
                         &NO_CODE,
                         &AuditEventId::new().uuid(),
                     ],
-                ),
+                )
+                .when(counted.ends),
                 step(
                     USE_TOKENS,
-                    &[
-                        &tenant,
-                        &input.unwrap_or(0),
-                        &output.unwrap_or(0),
-                        &cost,
-                        &true,
-                    ],
+                    &[&tenant, &input.unwrap_or(0), &output.unwrap_or(0), &cost],
                 ),
                 step(INSERT_LOG, &log.params(&tenant, &run)),
-                step(SECRETS, &[]),
-                step(GONE_WEBHOOKS, &[]),
+                step(SECRETS, &[]).when(calls_webhooks),
+                step(GONE_WEBHOOKS, &[]).when(calls_webhooks),
             ],
         )
         .await?;
     let [_, _, deliveries, _, _, _, _, secrets, gone] = in_order(&results)?;
     Ok(Kept {
         deliveries: kept(deliveries)?,
-        secrets: sealed_secrets(secrets)?,
+        secrets: secrets.first().map(sealed_secrets).transpose()?,
         gone_webhooks: urls(gone)?,
     })
 }
@@ -382,10 +376,9 @@ async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Reco
             step(LOCK_PROMPT, &[&prompt]),
             update,
             step(DUE_AT_PAUSE, &[&run]),
-            step(SECRETS, &[]),
         ])
         .await?;
-    let [prompt, run, due, secrets] = in_order(&results)?;
+    let [prompt, run, due] = in_order(&results)?;
     let (Some(prompt), Some(run)) = (prompt.first(), run.first()) else {
         return Err(DbError::StaleLease);
     };
@@ -398,7 +391,6 @@ async fn recorded(tx: &TenantTx, claim: &Claim, update: Step<'_>) -> Result<Reco
         consecutive_failures: column(prompt, "consecutive_failures")?,
         due_at_pause: due_at_pause(due)?,
         notification_email: column(prompt, "notification_email")?,
-        secrets: sealed_secrets(secrets)?,
     })
 }
 
@@ -464,7 +456,8 @@ pub async fn finish_failure(
             step(
                 INSERT_DELIVERIES,
                 &rows.params(&tenant, &run, &writing.lease_ms),
-            ),
+            )
+            .when(!writing.notices.is_empty()),
             step(
                 "-- runs::settle_error
              UPDATE run_attempts
@@ -489,10 +482,10 @@ pub async fn finish_failure(
                     &input.unwrap_or(0),
                     &output.unwrap_or(0),
                     &cost.unwrap_or_default(),
-                    &failure.spent.is_some(),
                 ],
-            ),
-            step(DROP_SLOTS, &dropped.params(&prompt, &"paused")),
+            )
+            .when(failure.spent.is_some()),
+            step(DROP_SLOTS, &dropped.params(&prompt, &"paused")).when(dropped.is_needed()),
             step(
                 COUNT_END,
                 &[
@@ -500,12 +493,12 @@ pub async fn finish_failure(
                     &counted.successes,
                     &counted.failures,
                     &status.as_str(),
-                    &counted.ends,
                     &pauses,
                     &failure.code,
                     &AuditEventId::new().uuid(),
                 ],
-            ),
+            )
+            .when(counted.ends),
             step(INSERT_LOG, &log.params(&tenant, &run)),
         ])
         .await?;
@@ -615,12 +608,11 @@ fn urls(rows: &[Row]) -> Result<Vec<String>, DbError> {
     rows.iter().map(|row| column(row, "url")).collect()
 }
 
-/// An answered call, where $5 says that there was one.
+/// An answered call.
 const USE_TOKENS: &str = "-- runs::use_tokens
     INSERT INTO tenant_usage (tenant_id, period, runs, input_tokens, output_tokens, cost_settled_usd)
     SELECT $1::uuid, date_trunc('month', now() AT TIME ZONE 'UTC')::date, 1, $2::bigint, $3::bigint,
            $4::numeric
-     WHERE $5::boolean
     ON CONFLICT (tenant_id, period) DO UPDATE
        SET runs = tenant_usage.runs + 1,
            input_tokens = tenant_usage.input_tokens + excluded.input_tokens,
@@ -631,8 +623,8 @@ pub(in crate::db) const INSERT_LOG: &str = "-- runs::log
     INSERT INTO run_logs (tenant_id, run_id, id, level, message, context)
     VALUES ($1, $2, $3, $4, $5, $6)";
 
-/// A run's end: $2 successes and $3 failures more, $5 whether it ended, $6 whether that pauses, $7
-/// the failure's code, $8 the id of the audit event of a pause.
+/// A run's end: $2 successes and $3 failures more, $5 whether that pauses, $6 the failure's code, $7
+/// the id of the audit event of a pause.
 pub(in crate::db) const COUNT_END: &str = "-- runs::count_end
     WITH counted AS (
     UPDATE scheduled_prompts p
@@ -641,22 +633,22 @@ pub(in crate::db) const COUNT_END: &str = "-- runs::count_end
            consecutive_failures = f.in_a_row,
            last_status = $4::text,
            last_run_at = clock_timestamp(),
-           status = CASE WHEN $6::boolean THEN 'paused' ELSE p.status END,
-           status_reason = CASE WHEN $6::boolean THEN 'failures' ELSE p.status_reason END,
-           status_note = CASE WHEN $6::boolean
-                              THEN f.in_a_row || ' failed runs in a row; the last failed with ' || $7::text
+           status = CASE WHEN $5::boolean THEN 'paused' ELSE p.status END,
+           status_reason = CASE WHEN $5::boolean THEN 'failures' ELSE p.status_reason END,
+           status_note = CASE WHEN $5::boolean
+                              THEN f.in_a_row || ' failed runs in a row; the last failed with ' || $6::text
                               ELSE p.status_note END,
-           next_run_at = CASE WHEN $6::boolean THEN NULL ELSE p.next_run_at END,
-           version = p.version + CASE WHEN $6::boolean THEN 1 ELSE 0 END
+           next_run_at = CASE WHEN $5::boolean THEN NULL ELSE p.next_run_at END,
+           version = p.version + CASE WHEN $5::boolean THEN 1 ELSE 0 END
       FROM (SELECT q.id, CASE WHEN $2::int > 0 THEN 0
                               ELSE greatest(q.consecutive_failures + $3::int, 0) END AS in_a_row
               FROM scheduled_prompts q WHERE q.id = $1) f
-     WHERE p.id = f.id AND $5::boolean
+     WHERE p.id = f.id
     RETURNING p.tenant_id, p.id, p.status_note)
     INSERT INTO audit_events (tenant_id, id, actor_kind, action, target_kind, target_id, result, detail)
-    SELECT tenant_id, $8, 'system', 'prompt.paused', 'prompt', id, 'ok',
+    SELECT tenant_id, $7, 'system', 'prompt.paused', 'prompt', id, 'ok',
            jsonb_build_object('reason', 'failures', 'note', status_note)
-      FROM counted WHERE $6::boolean";
+      FROM counted WHERE $5::boolean";
 
 /// For [`COUNT_END`], where nothing failed.
 pub(in crate::db) const NO_CODE: &str = "";
@@ -778,8 +770,7 @@ impl<'a> DeliveryRows<'a> {
     }
 }
 
-pub(in crate::db) fn sealed_secrets(rows: &[Row]) -> Result<SealedSecrets, DbError> {
-    let row = rows.first().ok_or(DbError::StaleLease)?;
+pub(in crate::db) fn sealed_secrets(row: &Row) -> Result<SealedSecrets, DbError> {
     Ok(SealedSecrets {
         current: column(row, "current")?,
         previous: column(row, "previous")?,
