@@ -10,6 +10,7 @@ pub mod chaos;
 pub mod fault_proxy;
 pub mod fuzz;
 pub mod hostile;
+pub mod logs;
 pub mod model;
 pub mod peers;
 pub mod rehearsal;

@@ -31,7 +31,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::program;
+use crate::{logs, program};
 
 /// Starting a program on a busy machine.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -97,6 +97,7 @@ impl Function {
             .with_state(api);
         tokio::spawn(async move { axum::serve(listener, router).await });
         let log = NamedTempFile::new().unwrap();
+        logs::keep(log.path()).unwrap();
         let child = Command::new(program)
             .args(arguments)
             .env_clear()

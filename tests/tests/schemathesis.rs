@@ -21,6 +21,7 @@ use reqwest::{Method, StatusCode};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tests::logs;
 
 const PLATFORM_KEY: &str = "the-operators-own-key";
 /// SHA-256 of [`PLATFORM_KEY`].
@@ -369,6 +370,7 @@ fn spawn(folder: &Path, log: &Path) -> Child {
         .arg("--data-dir")
         .arg(folder.join("data"));
     let file = File::create(log).unwrap();
+    logs::keep(log).unwrap();
     command
         .stdout(Stdio::from(file.try_clone().unwrap()))
         .stderr(file);

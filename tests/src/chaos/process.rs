@@ -17,7 +17,7 @@ use shared::{env::Reader, scheduler::Settings};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use crate::program;
+use crate::{logs, program};
 
 /// What seals the tenants' secrets.
 pub const SEALING_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
@@ -110,6 +110,7 @@ impl Process {
             .envs(order.more.iter().map(|(name, value)| (name, value)));
         let log = order.home.join(format!("{}.log", order.name));
         let file = File::create(&log)?;
+        logs::keep(&log)?;
         command.stdout(Stdio::from(file.try_clone()?)).stderr(file);
         Ok(Self {
             child: child::spawn(command, STOP_STEPS)?,

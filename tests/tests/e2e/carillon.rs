@@ -18,7 +18,7 @@ use std::{
 use local::child::{self, Child, StopStep};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use tests::{carillon_program, peers};
+use tests::{carillon_program, logs, peers};
 use tokio::{sync::Mutex, time::Instant};
 
 /// SHA-256 of [`PLATFORM_KEY`].
@@ -154,6 +154,7 @@ impl Home {
         let number = self.starts.fetch_add(1, Ordering::Relaxed);
         let log = self.path().join(format!("carillon-{number}.log"));
         let file = File::create(&log).unwrap();
+        logs::keep(&log).unwrap();
         command
             .stdout(Stdio::from(file.try_clone().unwrap()))
             .stderr(file);

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use local::child::{self, Child, StopStep};
 use rustix::process::Signal;
-use tests::bootstrap::Usage;
-use tests::carillon_program;
+use tests::{bootstrap::Usage, carillon_program, logs};
 
 use crate::eventually;
 use crate::provider::Provider;
@@ -72,6 +71,7 @@ impl Carillon {
         command.args(["--database-url", start.database_url]);
         let log = home.join(format!("{name}.log"));
         let file = File::create(&log).unwrap();
+        logs::keep(&log).unwrap();
         command
             .stdout(Stdio::from(file.try_clone().unwrap()))
             .stderr(file);
