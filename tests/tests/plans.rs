@@ -28,15 +28,15 @@ use shared::db::{
     sync, system, tenants, versions, wake_ups,
 };
 use shared::destination::EmailAddress;
-use shared::ids::{PromptId, TenantId};
+use shared::ids::{PromptId, RunId, TenantId};
 use shared::message::WakeUp;
 use shared::provider_key::KeyedProvider;
-use shared::run::{DeliveryStatus, RunStatus};
+use shared::run::{DeliveryStatus, RunStatus, RunTrigger};
 use shared::secret::Secret;
-use shared::slots::Dropped;
+use shared::slots::{Dropped, Extension, Plan};
 use tests::stage::{Stage, migrations_hash, spec};
 use tests::tap::Tap;
-use tests::worker::{LONG_MS, fail, failure, settled, take_delivery};
+use tests::worker::{LONG_MS, enqueue, fail, failure, intent, plan, settled, take_delivery};
 use tests::world::{
     CALENDAR, HASH, SUPPRESSED, World, a_provider_key, calendar_name, christmas, db_sources,
     due_prompt, identity, make_expirable, member,
@@ -147,6 +147,7 @@ async fn call_the_rest(world: &World) {
     change_calendars(world).await;
     change_provider_keys(world).await;
     change_runs(world).await;
+    begin_with_all_that_may_come_along(world).await;
     follow(world).await;
     let (stage, a) = (&world.stage, &world.a);
     let all_well = settled(DeliveryStatus::Delivered);
@@ -461,6 +462,41 @@ async fn change_runs(world: &World) {
         .await
         .unwrap();
     change.commit().await.unwrap();
+}
+
+/// Statements that are sent with a claim only where there is something for them to do.
+async fn begin_with_all_that_may_come_along(world: &World) {
+    let (stage, a) = (&world.stage, &world.a);
+    let tenant = a.tenant.id;
+    let tx = async || stage.tx(tenant).await.unwrap();
+    let prompt = due_prompt(&stage.db, a.tenant, &json!({})).await;
+    let look = tx().await;
+    let due = runs::lock_due(&look, prompt).await.unwrap().unwrap();
+    let plan = Plan {
+        extension: Some(Extension {
+            run_id: RunId::new(),
+            count: 1,
+            until: due.now,
+        }),
+        replaced: Some(RunId::new()),
+        ..plan(&due)
+    };
+    let writing = runs::Writing {
+        plan: &plan,
+        attempts_max: 1,
+        run_id: RunId::new(),
+        intent: Some(&intent(LONG_MS)),
+        dropped: Some(Dropped::one(due.now)),
+    };
+    let claim = runs::write_plan(look, &due, &writing).await.unwrap();
+    assert!(claim.is_some(), "{due:?}");
+    let run = enqueue(&stage.db, tenant, prompt, RunTrigger::Manual).await;
+    let look = tx().await;
+    let locked = runs::lock(&look, run.unwrap().unwrap()).await.unwrap();
+    let mut of_a_backfill = locked.unwrap();
+    of_a_backfill.trigger = RunTrigger::Backfill;
+    let claim = runs::claim(look, &of_a_backfill, &intent(LONG_MS), None).await;
+    assert!(claim.unwrap().is_some());
 }
 
 /// A database with so many prompts and twice as many runs, made once for each cluster.

@@ -14,9 +14,8 @@ use shared::{
     template::{Template, TemplateError, Values},
 };
 
-/// What texts may take to render in the way of other runs. Nearly all take less, and another thread
-/// costs as much.
-const RENDER_TIME_HERE: Duration = Duration::from_millis(1);
+/// The longest text that is rendered in the way of other runs, in bytes.
+const LIGHT_BYTES_MAX: usize = 4_000;
 
 /// A run's work, before its model is called.
 #[derive(Debug)]
@@ -80,9 +79,9 @@ impl Job {
     /// Renders the texts, if that takes no longer than `time`: others wait for what is locked
     /// meanwhile.
     pub(crate) async fn render_within(self, time: Duration) -> Result<Rendered, DbError> {
-        match self.rendered(Some(RENDER_TIME_HERE)) {
-            Err(Unrendered::Template(TemplateError::TooMuchWork)) => {}
-            texts => return Ok(Rendered::Ready(self.with(texts))),
+        if self.is_light() {
+            let texts = self.rendered(None);
+            return Ok(Rendered::Ready(self.with(texts)));
         }
         self.blocking(move |job| match job.rendered(Some(time)) {
             Err(Unrendered::Template(TemplateError::TooMuchWork)) => Rendered::TooSlow(job),
@@ -167,6 +166,15 @@ impl Job {
         })
     }
 
+    /// Whether rendering costs less than another thread does: short texts that do no more than name
+    /// values, as most do.
+    fn is_light(&self) -> bool {
+        [Some(self.spec.prompt_text()), self.spec.system_text()]
+            .into_iter()
+            .flatten()
+            .all(|text| text.len() <= LIGHT_BYTES_MAX && only_names(text))
+    }
+
     fn rendered(&self, time: Option<Duration>) -> Result<Texts, Unrendered> {
         Ok(Texts {
             input: self.text(self.spec.prompt_text(), time)?,
@@ -200,6 +208,18 @@ impl Job {
     }
 }
 
+/// Whether a template's tags are all names: no block, operator or filter.
+fn only_names(text: &str) -> bool {
+    let is_of_name = |letter: char| letter.is_ascii_alphanumeric() || "._".contains(letter);
+    let is_name = |(tag, _): (&str, &str)| tag.trim().chars().all(is_of_name);
+    !text.contains("{%")
+        && !text.contains("{#")
+        && text
+            .split("{{")
+            .skip(1)
+            .all(|rest| rest.split_once("}}").is_some_and(is_name))
+}
+
 /// Why there is no text.
 #[derive(Debug, thiserror::Error)]
 enum Unrendered {
@@ -229,4 +249,33 @@ pub(crate) fn stored_spec(value: &Value) -> Result<PromptSpec, DbError> {
             .collect::<Vec<_>>()
             .join(", "),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::only_names;
+
+    #[test]
+    fn what_does_more_than_name_values_is_not_light() {
+        for light in [
+            "",
+            "Say hello on {{ slot.date }} to {{context.name}}.",
+            "a } b { c",
+            "{{run.id}}{{ previous.output }}",
+        ] {
+            assert!(only_names(light), "{light}");
+        }
+        for heavy in [
+            "{% for n in context.list %}{% endfor %}",
+            "{# a note #}",
+            "{{ context.text | upper }}",
+            "{{ context.a in context.list }}",
+            "{{ context.a + 1 }}",
+            "{{- slot.date -}}",
+            "{{ slot.date }} {{ 'x' }}",
+            "{{ slot.date",
+        ] {
+            assert!(!only_names(heavy), "{heavy}");
+        }
+    }
 }

@@ -496,7 +496,7 @@ mod tests {
         let (_, signature) = url.split_once("X-Amz-Signature=").unwrap();
         assert!(
             signature
-                .starts_with("aeeed9bbccd4d02ee5c0109b86d86835f995330da4c031957d157751f604d404"),
+                .starts_with("aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"),
             "{url}"
         );
     }

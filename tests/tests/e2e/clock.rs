@@ -122,6 +122,7 @@ async fn the_demo_succeeds() {
     let home = Home::new();
     let log = home.path().join("demo.log");
     let file = std::fs::File::create(&log).unwrap();
+    tests::logs::keep(&log).unwrap();
     let mut command = program("INT");
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     command.args(["demo", "--model", "echo/echo", "--data-dir"]);

@@ -351,7 +351,7 @@ const CALL_NEXT_OF_BACKFILL: &str = "-- runs::call_next_of_backfill
                     WHERE w.tenant_id = r.tenant_id AND w.backfill_id = r.backfill_id
                       AND w.status = 'queued' AND w.attempt = 0
                     ORDER BY w.scheduled_for LIMIT 1) q
-             WHERE r.id = $1 AND r.fence = $2 AND $3::boolean) next
+             WHERE r.id = $1 AND r.fence = $2) next
      WHERE n.tenant_id = next.tenant_id AND n.id = next.id";
 
 /// Puts a locked run off. Ends the transaction. One round trip.
