@@ -11,6 +11,7 @@ mod check;
 mod filters;
 
 use std::{
+    cell::Cell,
     fmt, io,
     sync::Arc,
     time::{Duration, Instant},
@@ -39,6 +40,11 @@ const FUEL: u64 = 50_000;
 const RENDER_TIME_MAX: Duration = Duration::from_secs(2);
 /// The name under which minijinja knows the one template of an environment.
 const NAME: &str = "template";
+
+thread_local! {
+    /// When the rendering under way must end: a filter is given its values and nothing else.
+    static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
+}
 
 /// A template that was checked.
 pub struct Template {
@@ -158,11 +164,13 @@ impl Template {
             return Err(TemplateError::PreviousTooLong);
         }
         let deadline = Instant::now() + time.min(RENDER_TIME_MAX);
-        let mut output = Bounded::new(Some(deadline));
+        DEADLINE.set(Some(deadline));
+        let mut output = Bounded::default();
         let rendered = self.environment.get_template(NAME).and_then(|template| {
-            let root = minijinja::Value::from_object(Root::new(values, previous, deadline));
+            let root = minijinja::Value::from_object(Root::new(values, previous));
             template.render_captured_to(root, &mut output).map(drop)
         });
+        DEADLINE.set(None);
         match rendered {
             // A literal may spell a NUL, which Postgres cannot store.
             Ok(()) => Ok(output.text.replace('\0', "\u{fffd}")),
@@ -188,19 +196,29 @@ impl TemplateError {
     }
 }
 
-/// The names at the root. Each look-up asks the clock first: a value of any size must come through
-/// here before a step can be dear.
+/// Whether the rendering under way has used up its time. Who looks up a name, writes, or passes
+/// through a filter that reads a whole value asks first: no other step is dear.
+fn is_late() -> bool {
+    DEADLINE
+        .get()
+        .is_some_and(|deadline| Instant::now() > deadline)
+}
+
+fn late() -> Error {
+    Error::new(ErrorKind::InvalidOperation, "out of time")
+}
+
+/// The names at the root.
 #[derive(Debug)]
 struct Root {
     slot: minijinja::Value,
     context: minijinja::Value,
     previous: minijinja::Value,
     run: minijinja::Value,
-    deadline: Instant,
 }
 
 impl Root {
-    fn new(values: &Values<'_>, previous: &str, deadline: Instant) -> Self {
+    fn new(values: &Values<'_>, previous: &str) -> Self {
         let local = values.scheduled_for.with_timezone(&values.timezone);
         Self {
             slot: minijinja::Value::from_pairs([
@@ -212,16 +230,14 @@ impl Root {
             context: minijinja::Value::from(Serde(values.context)),
             previous: minijinja::Value::from_pairs([("output", previous)]),
             run: minijinja::Value::from_pairs([("id", values.run_id.to_string())]),
-            deadline,
         }
     }
 }
 
 impl Object for Root {
     fn get_value(self: &Arc<Self>, key: &minijinja::Value) -> Option<minijinja::Value> {
-        if Instant::now() > self.deadline {
-            let error = Error::new(ErrorKind::InvalidOperation, "out of time");
-            return Some(minijinja::Value::from(error));
+        if is_late() {
+            return Some(minijinja::Value::from(late()));
         }
         match key.as_str()? {
             "slot" => Some(self.slot.clone()),
@@ -238,22 +254,11 @@ impl Object for Root {
 struct Bounded {
     text: String,
     overflowed: bool,
-    deadline: Option<Instant>,
 }
 
 impl Bounded {
-    fn new(deadline: Option<Instant>) -> Self {
-        Self {
-            deadline,
-            ..Self::default()
-        }
-    }
-
     fn push(&mut self, more: &str) -> Result<(), io::Error> {
-        if self
-            .deadline
-            .is_some_and(|deadline| Instant::now() > deadline)
-        {
+        if is_late() {
             return Err(io::Error::from(io::ErrorKind::TimedOut));
         }
         if self.text.len() + more.len() > OUTPUT_BYTES_MAX {
@@ -652,6 +657,36 @@ mod tests {
         let error = render_with("{{ context.city - 1 }}", &context(), None).unwrap_err();
         assert!(error.to_string().starts_with("line 1: "), "{error}");
         assert!(render_with("no look back", &context(), Some(&huge)).is_ok());
+    }
+
+    #[test]
+    fn filters_end_with_the_time_too() {
+        // The root is looked up once, and nothing is written.
+        let text = "{% for c in context.cases %}{% for n in c.numbers %}{% if c.text|FILTER == 'c' %}{% endif %}{% endfor %}{% endfor %}";
+        let context = object(&json!({
+            "cases": [{"numbers": vec![1; 5_000], "text": "a".repeat(20_000)}],
+        }));
+        let values = Values {
+            scheduled_for: "2026-03-22T23:30:00Z".parse().unwrap(),
+            timezone: chrono_tz::Asia::Tokyo,
+            context: &context,
+            previous_output: None,
+            run_id: RUN.parse().unwrap(),
+        };
+        for filter in [
+            "capitalize",
+            "lower",
+            "replace('a', 'b')",
+            "title",
+            "tojson",
+            "trim('a')",
+            "truncate(19_000)",
+            "upper",
+        ] {
+            let template = Template::parse(&text.replace("FILTER", filter)).unwrap();
+            let rendered = template.render_within(&values, Duration::from_millis(2));
+            assert_eq!(rendered, Err(TemplateError::TooMuchWork), "{filter}");
+        }
     }
 
     /// Runs on a small stack, so that a deep recursion fails here and not in production.

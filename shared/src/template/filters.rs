@@ -5,9 +5,12 @@
 
 use std::{borrow::Cow, fmt::Write};
 
-use minijinja::{Environment, Error, ErrorKind, Value, filters, tests, value::Kwargs};
+use minijinja::{
+    Environment, Error, ErrorKind, Value, filters, tests,
+    value::{Kwargs, StringInput},
+};
 
-use super::Bounded;
+use super::{Bounded, is_late, late};
 
 /// Every filter.
 pub(super) const NAMES: [&str; 16] = [
@@ -37,22 +40,37 @@ pub(super) const TOO_LONG: &str = "the result of a filter is too long";
 
 /// Makes an environment know them.
 pub(super) fn add_to(environment: &mut Environment<'static>) {
-    environment.add_filter("capitalize", filters::capitalize);
+    environment.add_filter("capitalize", |text: StringInput<'_>| {
+        in_time(|| filters::capitalize(text))
+    });
     environment.add_filter("default", default);
     environment.add_filter("first", filters::first);
-    environment.add_filter("items", filters::items);
+    environment.add_filter("items", |value: &Value| in_time(|| filters::items(value))?);
     environment.add_filter("join", join);
     environment.add_filter("last", filters::last);
     environment.add_filter("length", filters::length);
-    environment.add_filter("lower", filters::lower);
-    environment.add_filter("map", map);
+    environment.add_filter("lower", |text: StringInput<'_>| {
+        in_time(|| filters::lower(text))
+    });
+    environment.add_filter("map", |list: &Value, arguments: Kwargs| {
+        in_time(|| map(list, arguments))?
+    });
     environment.add_filter("replace", replace);
     environment.add_filter("round", filters::round);
-    environment.add_filter("title", filters::title);
+    environment.add_filter("title", |text: Cow<'_, str>| {
+        in_time(|| filters::title(text))
+    });
     environment.add_filter("tojson", tojson);
-    environment.add_filter("trim", filters::trim);
-    environment.add_filter("truncate", truncate);
-    environment.add_filter("upper", filters::upper);
+    environment.add_filter(
+        "trim",
+        |text: StringInput<'_>, chars: Option<Cow<'_, str>>| in_time(|| filters::trim(text, chars)),
+    );
+    environment.add_filter("truncate", |text: Cow<'_, str>, chars: usize| {
+        in_time(|| truncate(text, chars))
+    });
+    environment.add_filter("upper", |text: StringInput<'_>| {
+        in_time(|| filters::upper(text))
+    });
     environment.add_test("defined", tests::is_defined);
     environment.add_test("even", tests::is_even);
     environment.add_test("mapping", tests::is_mapping);
@@ -61,6 +79,11 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_test("odd", tests::is_odd);
     environment.add_test("sequence", tests::is_sequence);
     environment.add_test("string", tests::is_string);
+}
+
+/// What a filter that reads a whole value gives, while there is time for it.
+fn in_time<T>(filter: impl FnOnce() -> T) -> Result<T, Error> {
+    if is_late() { Err(late()) } else { Ok(filter()) }
 }
 
 /// What to say instead of nothing. An empty text is nothing: on the first run, `previous.output` is
