@@ -197,7 +197,8 @@ impl TemplateError {
 }
 
 /// Whether the rendering under way has used up its time. Who looks up a name, writes, or passes
-/// through a filter that reads a whole value asks first: no other step is dear.
+/// through a filter that reads a whole value asks first: no other step is dearer than to compare two
+/// values of the context.
 fn is_late() -> bool {
     DEADLINE
         .get()

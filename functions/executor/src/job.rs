@@ -79,15 +79,14 @@ impl Job {
     /// Renders the texts, if that takes no longer than `time`: others wait for what is locked
     /// meanwhile.
     pub(crate) async fn render_within(self, time: Duration) -> Result<Rendered, DbError> {
-        if self.is_light() {
-            let texts = self.rendered(None);
-            return Ok(Rendered::Ready(self.with(texts)));
-        }
-        self.blocking(move |job| match job.rendered(Some(time)) {
+        let render = move |job: Self| match job.rendered(Some(time)) {
             Err(Unrendered::Template(TemplateError::TooMuchWork)) => Rendered::TooSlow(job),
             texts => Rendered::Ready(job.with(texts)),
-        })
-        .await
+        };
+        if self.is_light() {
+            return Ok(render(self));
+        }
+        self.blocking(render).await
     }
 
     /// Renders the texts. May take two seconds for each, so nothing may be locked.

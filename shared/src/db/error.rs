@@ -73,15 +73,13 @@ impl From<tokio_postgres::Error> for DbError {
 
 impl DbError {
     /// Whether a transaction may have failed because of those that it was sent with, or of their
-    /// connection: a lock that it could not wait for, no answer, or a statement that was prepared while
-    /// another's transaction had failed and was not over.
+    /// connection: a lock that it could not wait for, or no answer.
     pub(super) fn is_of_the_way(&self) -> bool {
         let Self::Statement(error) = self else {
             return false;
         };
         error.code().is_none_or(|code| {
             *code == SqlState::LOCK_NOT_AVAILABLE
-                || *code == SqlState::IN_FAILED_SQL_TRANSACTION
                 || ["08", "40"].contains(&&code.code()[..2])
                 || code.code().starts_with("57P")
         })

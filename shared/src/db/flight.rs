@@ -70,8 +70,8 @@ type Departure = Shared<BoxFuture<'static, Option<Arc<Flight>>>>;
 /// It lands when the last who is on it lets go of it.
 struct Flight {
     connection: Option<Object>,
-    /// Held while a transaction is put on the connection, and poisoned by one that was cut off in
-    /// the middle.
+    /// Held while a transaction, or a statement to be prepared, is put on the connection, and
+    /// poisoned by one that was cut off in the middle.
     sending: Mutex<()>,
     /// An answer did not come: nobody may have this connection after.
     is_lost: AtomicBool,
@@ -156,7 +156,13 @@ impl Flight {
         steps: &[Step<'_>],
     ) -> Option<Result<Vec<Vec<Row>>, DbError>> {
         let connection = self.connection.as_ref()?;
-        let prepared = join_all(steps.iter().map(|step| step.prepare(connection)));
+        let mut preparing = pin!(join_all(steps.iter().map(|step| step.prepare(connection))));
+        // Between two transactions, never within one: there it could fail another's, whose COMMIT would
+        // answer without an error and keep nothing.
+        let prepared = poll_fn(|context| {
+            let _alone = lock(&self.sending);
+            preparing.as_mut().poll(context)
+        });
         let statements = match prepared.await.into_iter().collect::<Result<Vec<_>, _>>() {
             Ok(statements) => statements,
             Err(error) => return Some(Err(error.into())),
