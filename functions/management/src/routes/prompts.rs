@@ -167,8 +167,8 @@ async fn get_prompt(
 /// Replace a prompt
 ///
 /// Puts another prompt in its place; what is not sent gets its default. Another schedule counts from
-/// now on; the rest leaves the next slot as it is. Runs that wait keep the version that they were
-/// made with.
+/// now on; the rest leaves the next slot as it is. A schedule that is left as it is may have passed.
+/// Runs that wait keep the version that they were made with.
 #[utoipa::path(
     put, path = "/v1/prompts/{id}", tag = "prompts",
     params(
