@@ -222,7 +222,10 @@ impl Role {
     async fn get(&self) -> Result<Object, DbError> {
         let connection = self.connection().await?;
         if !self.is_harmless.load(Ordering::Relaxed) {
-            in_time(refuse_power(&connection)).await?;
+            if let Err(error) = in_time(refuse_power(&connection)).await {
+                drop(Object::take(connection));
+                return Err(error);
+            }
             self.is_harmless.store(true, Ordering::Relaxed);
         }
         Ok(connection)
