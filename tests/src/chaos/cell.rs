@@ -398,15 +398,30 @@ async fn network(target: Target, fault: Fault) -> Result<Report> {
 }
 
 async fn queue(lie: LieKind) -> Result<Report> {
-    let scene = Scene::new(&Plot {
+    let plot = Plot {
         first: vec![Part::Plain, Part::Flaky, Part::Busy],
         ..Plot::full()
-    })
-    .await?;
+    };
+    two_at_work(&plot, Some(lie)).await
+}
+
+/// Without renewal the second process would take over what the first is still at.
+async fn slow() -> Result<Report> {
+    let plot = Plot {
+        second: vec![Part::Slow],
+        ..Plot::single(Part::Slow)
+    };
+    two_at_work(&plot, None).await
+}
+
+/// With leases shorter than what is slow in the plot.
+async fn two_at_work(plot: &Plot, lie: Option<LieKind>) -> Result<Report> {
+    let scene = Scene::new(plot).await?;
     let start = |name: &str| {
         let mut order = scene.order(name, Role::Work);
         order.lease = SHORT_LEASE;
-        order.more.push(("CHAOS_LIE", lie.name().to_owned()));
+        let lie = lie.map(|lie| ("CHAOS_LIE", lie.name().to_owned()));
+        order.more.extend(lie);
         Process::start(&order)
     };
     let (mut one, mut two) = (start("one")?, start("two")?);
@@ -415,29 +430,6 @@ async fn queue(lie: LieKind) -> Result<Report> {
     one.finish(END_LIMIT).await?;
     two.finish(END_LIMIT).await?;
     scene.quiet(QUIET_LIMIT).await?;
-    let allowance = Allowance {
-        nothing_twice: true,
-        ..Allowance::default()
-    };
-    end(scene, allowance).await
-}
-
-/// Without renewal the second process would take over what the first is still at.
-async fn slow() -> Result<Report> {
-    let scene = Scene::new(&Plot {
-        second: vec![Part::Slow],
-        ..Plot::single(Part::Slow)
-    })
-    .await?;
-    let start = |name: &str| {
-        let mut order = scene.order(name, Role::Work);
-        order.lease = SHORT_LEASE;
-        Process::start(&order)
-    };
-    let (mut one, mut two) = (start("one")?, start("two")?);
-    scene.quiet(QUIET_LIMIT).await?;
-    one.finish(END_LIMIT).await?;
-    two.finish(END_LIMIT).await?;
     let allowance = Allowance {
         nothing_twice: true,
         ..Allowance::default()
