@@ -855,3 +855,32 @@ async fn a_prompt_runs_when_asked_to_even_while_paused() {
     assert_eq!(runs.items("trigger"), ["test"]);
     assert!(world.woken().is_empty());
 }
+
+#[tokio::test]
+async fn a_schedule_that_has_passed_is_no_fault_where_it_is_sent_back() {
+    let world = World::new().await;
+    let tenant = world.tenant("ada").await;
+    let schedule = json!({ "type": "daily", "at": "08:00", "timezone": "UTC" });
+    let made = world
+        .prompt(&tenant.key, json!({ "schedule": schedule }))
+        .await;
+    let path = format!("/v1/prompts/{}", id(&made));
+    let ended = "UPDATE prompt_versions
+                    SET spec = jsonb_set(spec, '{schedule,end_at}', '\"2020-01-01T00:00:00Z\"')";
+    assert_eq!(world.sql(ended, &[]).await, 1);
+    let mut body = prompt_body(json!({ "prompt_name": "Another name", "schedule": schedule }));
+    body["schedule"]["end_at"] = json!("2020-01-01T00:00:00Z");
+    let reply = world
+        .send(&tenant.key, "PUT", &path, Some(body.clone()))
+        .await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(reply.body["prompt_name"], "Another name");
+    assert_eq!(reply.body["next_run_at"], made["next_run_at"]);
+    body["schedule"]["at"] = json!("09:00");
+    let reply = world
+        .send(&tenant.key, "PUT", &path, Some(body.clone()))
+        .await;
+    reply.refused(422, "validation_failed");
+    let faults = [("schedule.end_at".to_owned(), "in_the_past".to_owned())];
+    assert_eq!(reply.faults(), faults);
+}
