@@ -718,7 +718,7 @@ fn values(title: &str) -> Option<String> {
         | ("backfills", "lock_prompt" | "prompt_exists" | "target")
         | ("preview", "past")
         | ("prompts", "get" | "get_to_change" | "lock")
-        | ("runs", "due" | "lock_due" | "seen" | "lock_prompt" | "open_of_prompt" | "shared_row")
+        | ("runs", "glance" | "lock_due" | "lock_prompt" | "look")
         | ("sync", "standing" | "synced")
         | ("wake_ups", "knows_prompt") => prompt,
         ("sync", "is_stale") => format!("{prompt}, 7"),

@@ -108,10 +108,16 @@ const LOCK_CLAIMS: &str = "-- runs::lock_claims
     SELECT pg_advisory_xact_lock(
                hashtextextended('claims:' || current_setting('app.current_tenant_id'), 0))";
 
-const CAPACITY: &str = "-- runs::capacity
-    SELECT clock_timestamp() AS now, t.status = 'active' AS tenant_is_active, t.concurrent_runs_max,
-           (SELECT count(*) FROM scheduled_prompt_runs WHERE status = 'running') AS running
-      FROM tenants t";
+macro_rules! capacity {
+    () => {
+        "SELECT clock_timestamp() AS now, t.status = 'active' AS tenant_is_active, t.concurrent_runs_max,
+                (SELECT count(*) FROM scheduled_prompt_runs WHERE status = 'running') AS running
+           FROM tenants t"
+    };
+}
+use capacity;
+
+const CAPACITY: &str = concat!("-- runs::capacity\n         ", capacity!());
 
 const LOCK_PROMPT_OF_RUN: &str = "-- runs::lock_prompt_of_run
     SELECT p.id FROM scheduled_prompts p

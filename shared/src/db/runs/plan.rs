@@ -10,7 +10,7 @@ use super::{
         prompts::DroppedRow,
         tenant_tx::{Step, step},
     },
-    CAPACITY, Claim, DROP_OVER_LIMIT, DueSlots, Intent, LOCK_CLAIMS, due_slots, has_capacity,
+    Claim, DROP_OVER_LIMIT, DueSlots, Intent, LOCK_CLAIMS, capacity, due_slots, has_capacity,
     in_order, previous_output, read_due_slots,
 };
 use crate::{
@@ -69,14 +69,13 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
         .pipeline(&[
             step(LOCK_DUE, &[&id]),
             // After the lock: a statement that waited for it would not see a version made meanwhile.
-            step(DUE, &[&id]),
-            step(OPEN_OF_PROMPT, &[&id]),
-            step(SHARED_ROW, &[&id]),
-            step(CAPACITY, &[]),
+            step(LOOK, &[&id]),
         ])
         .await?;
-    let [_, looked @ ..] = in_order::<5>(&results)?;
-    read_due(prompt_id, looked)
+    let [_, looked] = in_order(&results)?;
+    looked
+        .first()
+        .map_or(Ok(None), |looked| read_due(prompt_id, looked))
 }
 
 /// A look at a prompt that holds nothing: what it saw may change before anything is written.
@@ -99,24 +98,11 @@ pub async fn glance(
     prompt_id: PromptId,
 ) -> Result<Option<Glance>, DbError> {
     let id = prompt_id.uuid();
-    let results = db
-        .fly(
-            tenant_id,
-            &[
-                // Before all others: what they see may be newer, and is then found to have changed.
-                step(SEEN, &[&id]),
-                step(DUE, &[&id]),
-                step(OPEN_OF_PROMPT, &[&id]),
-                step(SHARED_ROW, &[&id]),
-                step(CAPACITY, &[]),
-            ],
-        )
-        .await?;
-    let [seen, looked @ ..] = in_order::<5>(&results)?;
-    let Some(seen) = seen.first() else {
+    let results = db.fly(tenant_id, &[step(GLANCE, &[&id])]).await?;
+    let Some(looked) = results.first().and_then(|rows| rows.first()) else {
         return Ok(None);
     };
-    let seen = column(seen, "seen")?;
+    let seen = column(looked, "seen")?;
     let due = read_due(prompt_id, looked)?;
     Ok(due.map(|due| Glance { due, seen }))
 }
@@ -126,41 +112,6 @@ const LOCK_DUE: &str = "-- runs::lock_due
      WHERE p.id = $1 AND p.status = 'active' AND p.deleted_at IS NULL
        AND p.next_run_at <= clock_timestamp()
        FOR NO KEY UPDATE";
-
-const DUE: &str = concat!(
-    "-- runs::due
-     SELECT p.generation, p.spec_version, p.run_count, p.max_runs, ",
-    due_slots!(),
-    ", ",
-    previous_output!("p.id"),
-    "  FROM scheduled_prompts p
-       JOIN prompt_versions v ON v.tenant_id = p.tenant_id AND v.prompt_id = p.id
-                             AND v.version = p.spec_version
-      WHERE p.id = $1 AND p.status = 'active' AND p.deleted_at IS NULL
-        AND p.next_run_at <= clock_timestamp()"
-);
-
-/// A backfill is in no slot's way: one that waits lets the slot go first, and for one that is under
-/// way the slot waits.
-const OPEN_OF_PROMPT: &str = "-- runs::open_of_prompt
-    SELECT count(*) FILTER (WHERE in_the_way) AS open,
-           count(*) FILTER (WHERE status = 'running') AS running,
-           count(*) FILTER (WHERE attempt = 0) AS not_counted,
-           (array_agg(id ORDER BY status = 'running' DESC, created_at, id)
-               FILTER (WHERE in_the_way))[1] AS in_the_way,
-           (array_agg(id ORDER BY scheduled_for DESC)
-               FILTER (WHERE status = 'queued' AND trigger = 'schedule' AND attempt = 0))[1]
-               AS waiting
-      FROM (SELECT id, status, trigger, attempt, created_at, scheduled_for,
-                   trigger <> 'backfill' AS in_the_way
-              FROM scheduled_prompt_runs
-             WHERE prompt_id = $1 AND status IN ('queued', 'running')
-               AND trigger <> 'test') r";
-
-const SHARED_ROW: &str = "-- runs::shared_row
-    SELECT id, scheduled_until, status, slots_count FROM scheduled_prompt_runs
-     WHERE prompt_id = $1 AND trigger IN ('schedule', 'backfill')
-     ORDER BY scheduled_for DESC LIMIT 1";
 
 /// What a plan is made from, of a prompt `p`: its row, its calendars, its open runs, its newest slot
 /// row, and by its count of successes the output of the last one.
@@ -184,7 +135,60 @@ macro_rules! seen {
     };
 }
 
-const SEEN: &str = concat!("-- runs::seen\n     SELECT ", seen!());
+/// All that a plan is made from. A backfill is in no slot's way: one that waits lets the slot go
+/// first, and for one that is under way the slot waits. The clock may be read before the prompt is
+/// found to be due, and is not to say that it is not.
+macro_rules! look {
+    () => {
+        concat!(
+            "due.*, open.*, newest.*, capacity.tenant_is_active, capacity.concurrent_runs_max,
+             capacity.running, greatest(capacity.now, due.next_run_at) AS now
+               FROM (SELECT p.generation, p.spec_version, p.run_count, p.max_runs, ",
+            due_slots!(),
+            ", ",
+            previous_output!("p.id"),
+            "         FROM scheduled_prompts p
+                      JOIN prompt_versions v ON v.tenant_id = p.tenant_id AND v.prompt_id = p.id
+                                            AND v.version = p.spec_version
+                     WHERE p.id = $1 AND p.status = 'active' AND p.deleted_at IS NULL
+                       AND p.next_run_at <= clock_timestamp()) due
+               CROSS JOIN (
+                    SELECT count(*) FILTER (WHERE in_the_way) AS open,
+                           count(*) FILTER (WHERE status = 'running') AS open_running,
+                           count(*) FILTER (WHERE attempt = 0) AS not_counted,
+                           (array_agg(id ORDER BY status = 'running' DESC, created_at, id)
+                               FILTER (WHERE in_the_way))[1] AS in_the_way,
+                           (array_agg(id ORDER BY scheduled_for DESC)
+                               FILTER (WHERE status = 'queued' AND trigger = 'schedule'
+                                         AND attempt = 0))[1] AS waiting
+                      FROM (SELECT id, status, trigger, attempt, created_at, scheduled_for,
+                                   trigger <> 'backfill' AS in_the_way
+                              FROM scheduled_prompt_runs
+                             WHERE prompt_id = $1 AND status IN ('queued', 'running')
+                               AND trigger <> 'test') r) open
+               LEFT JOIN (
+                    SELECT id AS newest, scheduled_until AS newest_until, status AS newest_status
+                      FROM scheduled_prompt_runs
+                     WHERE prompt_id = $1 AND trigger IN ('schedule', 'backfill')
+                     ORDER BY scheduled_for DESC LIMIT 1) newest ON true
+               CROSS JOIN (",
+            capacity!(),
+            ") capacity"
+        )
+    };
+}
+
+const LOOK: &str = concat!("-- runs::look\n     SELECT ", look!());
+
+/// With what [`STILL_SEEN`] compares, as it was at the same moment.
+const GLANCE: &str = concat!(
+    "-- runs::glance
+     SELECT seen.seen, ",
+    look!(),
+    " CROSS JOIN (SELECT ",
+    seen!(),
+    ") seen"
+);
 
 /// Behind [`LOCK_DUE`], which waits for whoever is changing the prompt or a run of it.
 const STILL_SEEN: &str = concat!(
@@ -194,32 +198,26 @@ const STILL_SEEN: &str = concat!(
     ") SELECT EXISTS (SELECT FROM now WHERE now.seen = $2)::look_stands AS stands"
 );
 
-/// Of [`DUE`], [`OPEN_OF_PROMPT`], [`SHARED_ROW`] and [`CAPACITY`].
-fn read_due(prompt_id: PromptId, looked: [&[Row]; 4]) -> Result<Option<DuePrompt>, DbError> {
-    let [prompt, open, newest, capacity] = looked;
-    let (Some(prompt), Some(open), Some(capacity)) =
-        (prompt.first(), open.first(), capacity.first())
-    else {
-        return Ok(None);
-    };
-    if !column::<bool>(capacity, "tenant_is_active")? {
+/// Of [`LOOK`] or [`GLANCE`].
+fn read_due(prompt_id: PromptId, looked: &Row) -> Result<Option<DuePrompt>, DbError> {
+    if !column::<bool>(looked, "tenant_is_active")? {
         return Ok(None);
     }
-    let max_runs = column::<Option<i32>>(prompt, "max_runs")?.map(i64::from);
-    let run_count: i64 = column(prompt, "run_count")?;
-    let taken = run_count + column::<i64>(open, "not_counted")?;
+    let max_runs = column::<Option<i32>>(looked, "max_runs")?.map(i64::from);
+    let run_count: i64 = column(looked, "run_count")?;
+    let taken = run_count + column::<i64>(looked, "not_counted")?;
     Ok(Some(DuePrompt {
         prompt_id,
-        now: column(capacity, "now")?,
-        slots: read_due_slots(prompt)?,
-        generation: column(prompt, "generation")?,
-        spec_version: column(prompt, "spec_version")?,
-        previous_output: column(prompt, "previous_output")?,
+        now: column(looked, "now")?,
+        slots: read_due_slots(looked)?,
+        generation: column(looked, "generation")?,
+        spec_version: column(looked, "spec_version")?,
+        previous_output: column(looked, "previous_output")?,
         runs_left: max_runs.map(|max| u64::try_from(max - taken).unwrap_or(0)),
         next_is_last: max_runs.is_some_and(|max| run_count + 1 >= max),
-        open: open_runs(open)?,
-        shared: newest.first().map(shared_row).transpose()?.flatten(),
-        has_capacity: has_capacity(capacity)?,
+        open: open_runs(looked)?,
+        shared: shared_row(looked)?,
+        has_capacity: has_capacity(looked)?,
     }))
 }
 
@@ -229,19 +227,21 @@ fn open_runs(row: &Row) -> Result<OpenRuns, DbError> {
     let run = |name| Ok::<_, DbError>(column::<Option<Uuid>>(row, name)?.map(RunId::from));
     Ok(OpenRuns {
         count: count("open")?,
-        running: count("running")?,
+        running: count("open_running")?,
         in_the_way: run("in_the_way")?,
         waiting: run("waiting")?,
     })
 }
 
 fn shared_row(row: &Row) -> Result<Option<SharedRow>, DbError> {
-    let until: Option<DateTime<Utc>> = column(row, "scheduled_until")?;
-    let missed = column::<String>(row, "status")? == RunStatus::Missed.as_str();
-    let run_id = RunId::from(column::<Uuid>(row, "id")?);
-    Ok(until
-        .filter(|_| missed)
-        .map(|until| SharedRow { run_id, until }))
+    let newest: Option<Uuid> = column(row, "newest")?;
+    let until: Option<DateTime<Utc>> = column(row, "newest_until")?;
+    let (Some(newest), Some(until)) = (newest, until) else {
+        return Ok(None);
+    };
+    let missed = column::<String>(row, "newest_status")? == RunStatus::Missed.as_str();
+    let run_id = RunId::from(newest);
+    Ok(missed.then_some(SharedRow { run_id, until }))
 }
 
 /// What to write of a look at a prompt.
@@ -333,25 +333,24 @@ async fn write(
     let missed: [Param<'_>; 3] = [&extended, &more, &until];
     let waiting: [Param<'_>; 2] = [&replaced, &taken_by];
     let claims = run.is_some();
-    let claim: [Param<'_>; 6] = [
+    let claim: [Param<'_>; 7] = [
         &run,
         &intent.lease_ms,
         &intent.rendered_input,
         &intent.provider,
         &intent.model,
         &intent.rendered_system,
+        &attempt,
     ];
-    let intended: [Param<'_>; 4] = [&run, &attempt, &intent.provider, &intent.model];
     let advanced: [Param<'_>; 4] = [&prompt, &run, &plan.next, &ended];
     let drops = dropped.is_needed();
     let dropped = dropped.params(&prompt, &"max_runs");
-    let steps: [Step<'_>; 8] = [
+    let steps: [Step<'_>; 7] = [
         step(INSERT_PLANNED, &inserted).when(!plan.rows.is_empty()),
         step(EXTEND_MISSED, &missed).when(extended.is_some()),
         step(REPLACE_WAITING, &waiting).when(replaced.is_some()),
         step(LOCK_CLAIMS, &[]).when(claims),
         step(CLAIM_PLANNED, &claim).when(claims),
-        step(INTEND_PLANNED, &intended).when(claims),
         step(ADVANCE_PROMPT, &advanced),
         step(DROP_OVER_LIMIT, &dropped).when(drops),
     ];
@@ -405,19 +404,20 @@ const REPLACE_WAITING: &str = "-- runs::replace_waiting
 
 /// Behind [`LOCK_CLAIMS`]: what is running is then counted as it is.
 const CLAIM_PLANNED: &str = "-- runs::claim_planned
-    UPDATE scheduled_prompt_runs
-       SET status = 'running', fence = 1, attempt = 1, started_at = clock_timestamp(),
-           lease_expires_at = clock_timestamp() + $2::bigint * interval '1 millisecond',
-           rendered_input = $3, provider = $4, model = $5, rendered_system = $6
-     WHERE id = $1 AND status = 'queued'
-       AND (SELECT count(*) FROM scheduled_prompt_runs o WHERE o.status = 'running')
-         < (SELECT t.concurrent_runs_max FROM tenants t)
-    RETURNING id";
-
-const INTEND_PLANNED: &str = "-- runs::intend_planned
-    INSERT INTO run_attempts (tenant_id, id, run_id, attempt, fence, status, provider, model)
-    SELECT tenant_id, $2, id, 1, 1, 'started', $3, $4
-      FROM scheduled_prompt_runs WHERE id = $1 AND status = 'running'";
+    WITH claimed AS (
+        UPDATE scheduled_prompt_runs
+           SET status = 'running', fence = 1, attempt = 1, started_at = clock_timestamp(),
+               lease_expires_at = clock_timestamp() + $2::bigint * interval '1 millisecond',
+               rendered_input = $3, provider = $4, model = $5, rendered_system = $6
+         WHERE id = $1 AND status = 'queued'
+           AND (SELECT count(*) FROM scheduled_prompt_runs o WHERE o.status = 'running')
+             < (SELECT t.concurrent_runs_max FROM tenants t)
+        RETURNING tenant_id, id
+    ), intended AS (
+        INSERT INTO run_attempts (tenant_id, id, run_id, attempt, fence, status, provider, model)
+        SELECT tenant_id, $7, id, 1, 1, 'started', $4, $5 FROM claimed
+    )
+    SELECT id FROM claimed";
 
 /// The slot moves on only here, and with it what failed looks had put off.
 const ADVANCE_PROMPT: &str = "-- runs::advance_prompt

@@ -192,14 +192,6 @@ pub async fn record_output(
         &answer.latency_ms,
         &answer.output_uri,
     ];
-    let settle: [Param<'_>; 6] = [
-        &run,
-        &claim.fence,
-        &input,
-        &output,
-        &cached,
-        &answer.cost_usd,
-    ];
     let results = db
         .fly(
             claim.tenant_id,
@@ -208,7 +200,6 @@ pub async fn record_output(
                 step(RECORD_OUTPUT, &update),
                 step(INSERT_DELIVERIES, &rows.params(&tenant, &run, &lease_ms))
                     .when(!deliveries.is_empty()),
-                step(SETTLE_OK, &settle),
                 step(
                     COUNT_END,
                     &[
@@ -232,7 +223,7 @@ pub async fn record_output(
             ],
         )
         .await?;
-    let [_, _, deliveries, _, _, _, _, secrets, gone] = in_order(&results)?;
+    let [_, _, deliveries, _, _, _, secrets, gone] = in_order(&results)?;
     Ok(Kept {
         deliveries: kept(deliveries)?,
         secrets: secrets.first().map(sealed_secrets).transpose()?,
@@ -251,15 +242,15 @@ const RECORD_OUTPUT: &str = "-- runs::record_output
                error_message = NULL, reason = NULL,
                completed_at = CASE WHEN $3 = 'succeeded' THEN clock_timestamp() END
          WHERE id = $1 AND fence = $2 AND status = 'running'
-        RETURNING id
+        RETURNING tenant_id, id, fence, input_tokens, output_tokens, cached_tokens, cost_usd
+    ), settled AS (
+        UPDATE run_attempts a
+           SET status = 'ok', input_tokens = r.input_tokens, output_tokens = r.output_tokens,
+               cached_tokens = r.cached_tokens, cost_usd = r.cost_usd, ended_at = clock_timestamp()
+          FROM recorded r
+         WHERE a.tenant_id = r.tenant_id AND a.run_id = r.id AND a.fence = r.fence
     )
     SELECT (count(*) = 1)::lease_held AS held FROM recorded";
-
-const SETTLE_OK: &str = "-- runs::settle_ok
-    UPDATE run_attempts
-       SET status = 'ok', input_tokens = $3, output_tokens = $4, cached_tokens = $5,
-           cost_usd = $6, ended_at = clock_timestamp()
-     WHERE run_id = $1 AND fence = $2";
 
 fn log_of_answer(claim: &Claim, answer: &Answer<'_>) -> Log {
     Log::new(
