@@ -24,7 +24,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use crate::{Executor, Handled, Until};
+use crate::{Executor, Handled, Pace, Until};
 
 /// Between the end of all work and the moment at which Lambda ends the process: the answer must be
 /// out by then.
@@ -43,6 +43,8 @@ pub struct Worker {
     pub dead_letters: DeadLetters,
     /// Messages worked on at once.
     pub slots: usize,
+    /// Told when several are.
+    pub pace: Pace,
 }
 
 /// What became of a message.
@@ -83,6 +85,7 @@ impl Worker {
                 let task = under_way.spawn(self.clone().one(one.clone(), record.body, read, until));
                 taken.insert(task.id(), one);
             }
+            self.pace.note(under_way.len());
             match timeout_at(stop, under_way.join_next_with_id()).await {
                 Ok(Some(Ok((id, fate)))) => {
                     if let Some(one) = taken.remove(&id) {
@@ -109,6 +112,7 @@ impl Worker {
                 }
             }
         }
+        self.pace.note(0);
         ended.extend(taken.into_values().map(|one| (one, Fate::Failed)));
         ended.extend(
             waiting

@@ -29,10 +29,12 @@ pub mod http;
 mod job;
 mod lease;
 pub mod model;
+mod pace;
 mod provider_keys;
 mod runs;
 mod until;
 
+pub use pace::Pace;
 pub use until::{FINISH_MAX, Until};
 
 /// Everything that runs go through. One per process.

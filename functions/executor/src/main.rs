@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context;
 use aws_lambda_events::sqs::SqsEvent;
 use executor::{
-    Executor,
+    Executor, Pace,
     batch::Worker,
     config::{Config, Outlets},
     deliver::{Mailer, S3, Sender, Ses, Storage},
@@ -21,7 +21,10 @@ use shared::{
     secrets::SecretsManager,
     telemetry,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    runtime,
+    time::{Instant, timeout_at},
+};
 use tracing::warn;
 
 /// How long a claim holds without being renewed: so long a run of a process that vanished waits.
@@ -34,13 +37,20 @@ const WAKE_UP_LIMIT: Duration = Duration::from_secs(3);
 /// the rest.
 const EVENTS_LIMIT: Duration = Duration::from_secs(2);
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
+    let pace = Pace::default();
+    let naps = pace.clone();
+    let mut runtime = runtime::Builder::new_current_thread();
+    runtime.enable_all().on_thread_park(move || naps.nap());
+    runtime.build()?.block_on(serve(pace))
+}
+
+async fn serve(pace: Pace) -> anyhow::Result<()> {
     let config = Config::from_env()?;
     telemetry::init(telemetry::Reader::Machine, telemetry::LevelFilter::INFO);
     let aws = aws::config();
     let bus = Bus::EventBridge(EventBridge::new(&aws, config.event_bus.clone()));
-    let worker = worker(config, &aws).await?;
+    let worker = worker(config, &aws, pace).await?;
     let handler = service_fn(async |event: LambdaEvent<SqsEvent>| {
         let deadline = aws::deadline(event.context.deadline());
         let records = event.payload.records;
@@ -68,7 +78,7 @@ async fn put_events(worker: &Worker, bus: &Bus, deadline: Instant) {
     }
 }
 
-async fn worker(config: Config, aws: &SdkConfig) -> anyhow::Result<Worker> {
+async fn worker(config: Config, aws: &SdkConfig, pace: Pace) -> anyhow::Result<Worker> {
     let manager = SecretsManager::new(aws);
     let db_config = config.db.config(&manager);
     let mut models = Models::new(config.providers, model::client()?);
@@ -109,5 +119,6 @@ async fn worker(config: Config, aws: &SdkConfig) -> anyhow::Result<Worker> {
         executor: Arc::new(executor),
         dead_letters: DeadLetters::new(aws, config.dead_letter_queue_url),
         slots: config.slots,
+        pace,
     })
 }

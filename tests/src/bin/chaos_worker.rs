@@ -9,7 +9,7 @@ use std::{env, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context, Result, bail};
 use aws_lambda_events::sqs::SqsMessage;
 use executor::{
-    Executor,
+    Executor, Pace,
     batch::Worker,
     deliver::{Mailer, S3, Sender, Storage},
     http::Guarded,
@@ -74,6 +74,7 @@ async fn work() -> Result<()> {
         executor: Arc::new(executor(queue.clone()).await?),
         dead_letters: DeadLetters::new(&rehearsal::aws(NO_AWS), format!("{NO_AWS}/1/dead")),
         slots: 1,
+        pace: Pace::default(),
     };
     let lie = Lie::from_env()?;
     carry(&worker, &queue, wake_ups, lie, &mut terminate).await

@@ -185,11 +185,13 @@ async fn no_more_than_the_slots_are_worked_on_at_once() {
     }
     let watched = async {
         eventually("three calls begin", async || world.model.asked() == 3).await;
+        assert!(world.worker.pace.is_crowded());
         assert_eq!(world.runs("running").await, 3);
         world.model.release();
     };
     let (again, ()) = tokio::join!(world.work(records), watched);
     assert_eq!(again, Vec::<String>::new());
+    assert!(!world.worker.pace.is_crowded());
     assert_eq!(world.runs("succeeded").await, 5);
 }
 

@@ -6,7 +6,7 @@ use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
 use aws_types::SdkConfig;
 use chrono::{DurationRound, TimeDelta, Utc};
 use executor::{
-    Executor,
+    Executor, Pace,
     batch::Worker,
     deliver::{Mailer, Sender, Storage},
     http::Guarded,
@@ -73,6 +73,7 @@ impl World {
                 executor: Arc::new(executor),
                 dead_letters: DeadLetters::new(&aws, queues.dead_letters.clone()),
                 slots,
+                pace: Pace::default(),
             },
             stage,
             tenant,
