@@ -72,10 +72,11 @@ pub async fn lock_due(tx: &TenantTx, prompt_id: PromptId) -> Result<Option<DuePr
             step(LOOK, &[&id]),
         ])
         .await?;
-    let [_, looked] = in_order(&results)?;
-    looked
-        .first()
-        .map_or(Ok(None), |looked| read_due(prompt_id, looked))
+    match in_order(&results)? {
+        [[_], [looked]] => read_due(prompt_id, looked),
+        // One that comes due between the two is not locked.
+        _ => Ok(None),
+    }
 }
 
 /// A look at a prompt that holds nothing: what it saw may change before anything is written.
