@@ -26,6 +26,10 @@ pub struct Pace {
 impl Pace {
     /// Naps if several messages are under way. For a runtime with one thread, each time before it
     /// waits for input.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "to block the runtime for a moment is what it is for"
+    )]
     pub fn nap(&self) {
         if self.is_crowded() {
             thread::sleep(NAP);
