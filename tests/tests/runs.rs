@@ -35,8 +35,8 @@ use shared::seal::Sealer;
 use tests::stage::{self, Stage, Tenant, prompt, tenant};
 use tests::tap::Tap;
 use tests::worker::{
-    LONG_MS, Looked, answer, enqueue, fail, failure, fire, new_delivery, resume, settle, succeed,
-    take_delivery,
+    LONG_MS, Looked, answer, enqueue, fail, failure, fire, fire_locked, new_delivery, resume,
+    settle, succeed, take_delivery,
 };
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -1434,4 +1434,37 @@ async fn the_executor_keeps_to_the_same_count() {
             "{what}: {count} round trips from the wake-up to the end"
         );
     }
+}
+
+#[tokio::test]
+async fn what_comes_due_only_behind_its_lock_is_left_for_the_next_wake_up() {
+    let scene = Scene::new().await;
+    let prompt = scene.due_prompt(&json!({}), TimeDelta::minutes(2)).await;
+    let slot = "SELECT next_run_at, run_count FROM scheduled_prompts WHERE id = $1";
+    let before = scene.row(slot, &[&prompt.uuid()]).await;
+    // The statement that locks reads a clock of an hour ago, and the look behind it the right one.
+    let clock = format!(
+        "CREATE SCHEMA early;
+         CREATE FUNCTION early.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql VOLATILE AS $$
+         BEGIN
+             RETURN pg_catalog.clock_timestamp() - CASE
+                 WHEN current_query() LIKE '%runs::lock_due%' THEN interval '1 hour'
+                 ELSE interval '0' END;
+         END $$;
+         GRANT USAGE ON SCHEMA early TO PUBLIC;
+         ALTER ROLE carillon_app IN DATABASE \"{}\" SET search_path = early, public, pg_catalog",
+        scene.stage.name
+    );
+    scene.stage.admin.batch_execute(&clock).await.unwrap();
+    let db = Db::connect(&stage::config(&scene.stage.name, 1))
+        .await
+        .unwrap();
+    let fired = fire_locked(&db, scene.tenant.id, prompt, LONG_MS).await;
+    assert!(fired.unwrap().is_none());
+    assert_eq!(scene.row(slot, &[&prompt.uuid()]).await, before);
+    let runs = "SELECT id FROM scheduled_prompt_runs WHERE prompt_id = $1";
+    assert_eq!(scene.rows(runs, &[&prompt.uuid()]).await, json!([]));
+    // A process whose clock is right finds it.
+    let fired = fire_locked(scene.db(), scene.tenant.id, prompt, LONG_MS).await;
+    assert!(fired.unwrap().is_some());
 }
