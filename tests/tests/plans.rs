@@ -23,7 +23,7 @@ use shared::db::{
     preview,
     prompts::{self, NewSpec, NewStatus, Order, PromptStatus, Sort},
     provider_keys, retention,
-    runs::{self, AfterFailure, Changed},
+    runs::{self, AfterFailure, Changed, Spent},
     suppression::{self, Feedback, Noted},
     sync, system, tenants, versions, wake_ups,
 };
@@ -443,7 +443,11 @@ async fn change_runs(world: &World) {
     runs::settle_late(tx().await, &a.running, None)
         .await
         .unwrap();
-    let failed = failure("broken", AfterFailure::End(RunStatus::Failed));
+    let mut failed = failure("broken", AfterFailure::End(RunStatus::Failed));
+    failed.spent = Some(Spent {
+        tokens: None,
+        cost_usd: None,
+    });
     fail(&stage.db, &a.running, &failed, "error").await.unwrap();
     deliveries::renew(tx().await, &a.sending, LONG_MS)
         .await
@@ -722,7 +726,7 @@ fn values(title: &str) -> Option<String> {
         | ("sync", "standing" | "synced")
         | ("wake_ups", "knows_prompt") => prompt,
         ("sync", "is_stale") => format!("{prompt}, 7"),
-        ("deliveries", "ends_well" | "lock_prompt" | "outcome_of_run")
+        ("deliveries", "lock_prompt" | "outcome_of_run")
         | (
             "history",
             "attempts" | "deliveries" | "run" | "run_exists" | "run_summary" | "waiting_deliveries",

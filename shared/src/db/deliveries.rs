@@ -396,13 +396,12 @@ pub async fn settle_delivered(
             &[
                 step(LOCK_PROMPT, &[&run]),
                 step(SETTLE_DELIVERED, &settling(claim, settled, &ids)),
-                step(ENDS_WELL, &[&run]),
-                step(END_DELIVERED, &[&run]),
-                step(runs::INSERT_LOG, &log.params(&tenant, &run)),
+                step(END_DELIVERED, &log.params(&tenant, &run)),
             ],
         )
         .await?;
-    Ok(results.get(3).is_some_and(|ended| !ended.is_empty()))
+    let ended = results.last().and_then(|rows| rows.first());
+    ended.map_or(Ok(false), |row| column(row, "ended"))
 }
 
 /// A sender that was late ends its transaction here.
@@ -413,25 +412,14 @@ const SETTLE_DELIVERED: &str = concat!(
     ") SELECT (count(*) = 1)::lease_held AS held FROM settled"
 );
 
-/// The run goes on, or has all it needs; an end that says or counts more is for [`finish`].
-const ENDS_WELL: &str = "-- deliveries::ends_well
-    SELECT (count(*) = 0)::look_stands AS stands
-      FROM scheduled_prompt_runs r
-     CROSS JOIN LATERAL (
-           SELECT count(*) FILTER (WHERE d.status IN ('pending', 'sending', 'retrying')) AS open,
-                  count(*) FILTER (WHERE d.status IN ('exhausted', 'held')) AS failed
-             FROM deliveries d WHERE d.run_id = r.id AND d.purpose = 'output') c
-     WHERE r.id = $1 AND c.open = 0
-       AND (r.status = 'generated' AND c.failed > 0
-            OR r.status = 'failed' AND r.reason = 'delivery_failed' AND c.failed = 0)";
-
-/// As [`runs::COUNT_END`] counts a success.
+/// The run goes on, or has all it needs and ends as [`runs::COUNT_END`] counts a success; an end that
+/// says or counts more is for [`finish`]. With a line of the run's log.
 const END_DELIVERED: &str = "-- deliveries::end_delivered
     WITH ended AS (
         UPDATE scheduled_prompt_runs r
            SET status = 'succeeded', reason = NULL, completed_at = clock_timestamp(),
                error_code = NULL, error_message = NULL
-         WHERE r.id = $1 AND r.status = 'generated'
+         WHERE r.id = $2 AND r.status = 'generated'
            AND EXISTS (SELECT FROM deliveries d WHERE d.run_id = r.id AND d.purpose = 'output')
            AND NOT EXISTS (SELECT FROM deliveries d
                             WHERE d.run_id = r.id AND d.purpose = 'output' AND d.status <> 'delivered')
@@ -442,8 +430,19 @@ const END_DELIVERED: &str = "-- deliveries::end_delivered
                last_status = 'succeeded', last_run_at = clock_timestamp()
           FROM ended
          WHERE p.tenant_id = ended.tenant_id AND p.id = ended.prompt_id AND ended.trigger <> 'test'
+    ), logged AS (
+        INSERT INTO run_logs (tenant_id, run_id, id, level, message, context)
+        VALUES ($1, $2, $3, $4, $5, $6)
     )
-    SELECT id FROM ended";
+    SELECT (count(*) = 0)::look_stands AS stands, EXISTS (SELECT FROM ended) AS ended
+      FROM scheduled_prompt_runs r
+     CROSS JOIN LATERAL (
+           SELECT count(*) FILTER (WHERE d.status IN ('pending', 'sending', 'retrying')) AS open,
+                  count(*) FILTER (WHERE d.status IN ('exhausted', 'held')) AS failed
+             FROM deliveries d WHERE d.run_id = r.id AND d.purpose = 'output') c
+     WHERE r.id = $2 AND c.open = 0
+       AND (r.status = 'generated' AND c.failed > 0
+            OR r.status = 'failed' AND r.reason = 'delivery_failed' AND c.failed = 0)";
 
 /// The parameters of `settle!`; `ids` are the delivery's and its new status.
 fn settling<'a>(

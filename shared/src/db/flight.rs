@@ -33,7 +33,7 @@ use tokio_postgres::Row;
 
 use super::{
     DbError, Role, TenantTx,
-    tenant_tx::{Step, opening},
+    tenant_tx::{CLEAN, Step, begin},
 };
 use crate::ids::TenantId;
 
@@ -45,7 +45,7 @@ const FLIGHT_LIMIT: Duration = Duration::from_secs(20);
 
 /// Whoever waits for a row's lock holds up the others of its flight, so it gives up soon, and waits
 /// again alone.
-const WAIT_LITTLE: &str = "SET LOCAL lock_timeout = '250ms'";
+const WAIT_LITTLE: &str = "set_config('lock_timeout', '250ms', true)";
 
 /// Where transactions wait for a flight. A clone shares it.
 #[derive(Clone)]
@@ -73,6 +73,8 @@ struct Flight {
     /// Held while a transaction, or a statement to be prepared, is put on the connection, and
     /// poisoned by one that was cut off in the middle.
     sending: Mutex<()>,
+    /// Whatever its last borrower left is gone: the first transaction has seen to that.
+    is_clean: AtomicBool,
     /// An answer did not come: nobody may have this connection after.
     is_lost: AtomicBool,
     _clear: OwnedSemaphorePermit,
@@ -142,6 +144,7 @@ impl Flights {
         Some(Arc::new(Flight {
             connection: Some(connection?),
             sending: Mutex::new(()),
+            is_clean: AtomicBool::new(false),
             is_lost: AtomicBool::new(false),
             _clear: clear,
         }))
@@ -167,7 +170,6 @@ impl Flight {
             Ok(statements) => statements,
             Err(error) => return Some(Err(error.into())),
         };
-        let opening = format!("{}; {WAIT_LITTLE}", opening(tenant));
         let refused = AtomicBool::new(false);
         let sent = join_all(
             steps
@@ -187,7 +189,19 @@ impl Flight {
                 .batch_execute(if refused { "ROLLBACK" } else { "COMMIT" })
                 .await
         };
-        let begin = connection.batch_execute(&opening);
+        // Polled first, under the lock: whether it is the first is known no sooner.
+        let begin = async {
+            let begin = begin(tenant);
+            let opening = if self.is_clean.swap(true, Ordering::Relaxed) {
+                format!("{begin}, {WAIT_LITTLE}")
+            } else {
+                format!("{CLEAN}; {begin}, {WAIT_LITTLE}")
+            };
+            let begun = connection.batch_execute(&opening).await;
+            // Whatever was in its way may be in that of the next.
+            self.is_lost.fetch_or(begun.is_err(), Ordering::Relaxed);
+            begun
+        };
         let mut whole = pin!(async { futures_util::join!(begin, sent, end) });
         let mut is_sent = false;
         let answers = poll_fn(|context| {

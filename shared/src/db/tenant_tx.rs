@@ -28,11 +28,11 @@ pub struct TenantTx {
 /// that none is open; without the second the reset would be a part of what comes behind it.
 pub(super) const CLEAN: &str = "BEGIN; ROLLBACK; BEGIN; RESET ALL; COMMIT";
 
-/// Cleans the session and begins a transaction that sees this tenant's rows. One message with one
-/// answer: the server sends what it has after each, and each costs the client a wake-up. The text of
-/// a UUID cannot end the literal. No `SET LOCAL`: its statistics would have an entry for each tenant.
-pub(super) fn opening(tenant: TenantId) -> String {
-    format!("{CLEAN}; BEGIN; SELECT set_config('app.current_tenant_id', '{tenant}', true)")
+/// Begins a transaction that sees this tenant's rows. One message with one answer: the server sends
+/// what it has after each, and each costs the client a wake-up. The text of a UUID cannot end the
+/// literal. No `SET LOCAL`: its statistics would have an entry for each tenant.
+pub(super) fn begin(tenant: TenantId) -> String {
+    format!("BEGIN; SELECT set_config('app.current_tenant_id', '{tenant}', true)")
 }
 
 /// One statement of a pipeline.
@@ -237,7 +237,8 @@ impl TenantTx {
             return Ok(());
         }
         let connection = self.connection()?;
-        Ok(connection.batch_execute(&opening(self.tenant)).await?)
+        let opening = format!("{CLEAN}; {}", begin(self.tenant));
+        Ok(connection.batch_execute(&opening).await?)
     }
 
     async fn prepare(&self, steps: &[Step<'_>]) -> Result<Vec<Option<Statement>>, DbError> {

@@ -170,11 +170,10 @@ pub async fn record_output(
     let sha256: &[u8] = &answer.sha256;
     let counted = Counted::of(status, claim.trigger);
     let word = status.as_str();
-    let cost = answer.cost_usd.unwrap_or_default();
     let rows = DeliveryRows::new(deliveries);
     let calls_webhooks = deliveries.iter().any(|one| one.kind == Kind::Webhook);
     let log = log_of_answer(claim, answer);
-    let update: [Param<'_>; 16] = [
+    let update: [Param<'_>; 20] = [
         &run,
         &claim.fence,
         &word,
@@ -191,6 +190,10 @@ pub async fn record_output(
         &answer.price_version,
         &answer.latency_ms,
         &answer.output_uri,
+        &log.id,
+        &log.level,
+        &log.message,
+        &log.context,
     ];
     let results = db
         .fly(
@@ -213,17 +216,12 @@ pub async fn record_output(
                     ],
                 )
                 .when(counted.ends),
-                step(
-                    USE_TOKENS,
-                    &[&tenant, &input.unwrap_or(0), &output.unwrap_or(0), &cost],
-                ),
-                step(INSERT_LOG, &log.params(&tenant, &run)),
                 step(SECRETS, &[]).when(calls_webhooks),
                 step(GONE_WEBHOOKS, &[]).when(calls_webhooks),
             ],
         )
         .await?;
-    let [_, _, deliveries, _, _, _, secrets, gone] = in_order(&results)?;
+    let [_, _, deliveries, _, secrets, gone] = in_order(&results)?;
     Ok(Kept {
         deliveries: kept(deliveries)?,
         secrets: secrets.first().map(sealed_secrets).transpose()?,
@@ -231,8 +229,28 @@ pub async fn record_output(
     })
 }
 
+/// Adds an answered call to what its tenant has used this month.
+macro_rules! use_tokens {
+    ($calls:literal) => {
+        concat!(
+            "INSERT INTO tenant_usage
+                    (tenant_id, period, runs, input_tokens, output_tokens, cost_settled_usd)
+             SELECT tenant_id, date_trunc('month', now() AT TIME ZONE 'UTC')::date, 1,
+                    coalesce(input_tokens, 0), coalesce(output_tokens, 0), coalesce(cost_usd, 0)
+               FROM ",
+            $calls,
+            " ON CONFLICT (tenant_id, period) DO UPDATE
+                SET runs = tenant_usage.runs + 1,
+                    input_tokens = tenant_usage.input_tokens + excluded.input_tokens,
+                    output_tokens = tenant_usage.output_tokens + excluded.output_tokens,
+                    cost_settled_usd = tenant_usage.cost_settled_usd + excluded.cost_settled_usd"
+        )
+    };
+}
+
 /// A claimant that was late ends its transaction here.
-const RECORD_OUTPUT: &str = "-- runs::record_output
+const RECORD_OUTPUT: &str = concat!(
+    "-- runs::record_output
     WITH recorded AS (
         UPDATE scheduled_prompt_runs
            SET status = $3, output = $4, output_sha256 = $5, output_bytes = $6,
@@ -249,8 +267,14 @@ const RECORD_OUTPUT: &str = "-- runs::record_output
                cached_tokens = r.cached_tokens, cost_usd = r.cost_usd, ended_at = clock_timestamp()
           FROM recorded r
          WHERE a.tenant_id = r.tenant_id AND a.run_id = r.id AND a.fence = r.fence
+    ), used AS (",
+    use_tokens!("recorded"),
+    "), logged AS (
+        INSERT INTO run_logs (tenant_id, run_id, id, level, message, context)
+        SELECT tenant_id, id, $17::uuid, $18::text, $19::text, $20::jsonb FROM recorded
     )
-    SELECT (count(*) = 1)::lease_held AS held FROM recorded";
+    SELECT (count(*) = 1)::lease_held AS held FROM recorded"
+);
 
 fn log_of_answer(claim: &Claim, answer: &Answer<'_>) -> Log {
     Log::new(
@@ -466,16 +490,7 @@ pub async fn finish_failure(
                     &cost,
                 ],
             ),
-            step(
-                USE_TOKENS,
-                &[
-                    &tenant,
-                    &input.unwrap_or(0),
-                    &output.unwrap_or(0),
-                    &cost.unwrap_or_default(),
-                ],
-            )
-            .when(failure.spent.is_some()),
+            step(USE_TOKENS, &[&tenant, &input, &output, &cost]).when(failure.spent.is_some()),
             step(DROP_SLOTS, &dropped.params(&prompt, &"paused")).when(dropped.is_needed()),
             step(
                 COUNT_END,
@@ -510,23 +525,17 @@ pub async fn settle_late(
     let cost = answer.and_then(|answer| answer.cost_usd);
     let status = if answer.is_some() { "ok" } else { "unknown" };
     tx.commit_with(&[step(
-        "-- runs::settle_late
+        concat!(
+            "-- runs::settle_late
          WITH settled AS (
              UPDATE run_attempts
                 SET status = $3, input_tokens = $4, output_tokens = $5, cached_tokens = $6,
                     cost_usd = $7, error_code = 'stale_lease', ended_at = clock_timestamp()
               WHERE run_id = $1 AND fence = $2 AND status IN ('started', 'unknown')
              RETURNING tenant_id, status, input_tokens, output_tokens, cost_usd
-         )
-         INSERT INTO tenant_usage (tenant_id, period, runs, input_tokens, output_tokens, cost_settled_usd)
-         SELECT tenant_id, date_trunc('month', now() AT TIME ZONE 'UTC')::date, 1,
-                coalesce(input_tokens, 0), coalesce(output_tokens, 0), coalesce(cost_usd, 0)
-           FROM settled WHERE status = 'ok'
-         ON CONFLICT (tenant_id, period) DO UPDATE
-            SET runs = tenant_usage.runs + 1,
-                input_tokens = tenant_usage.input_tokens + excluded.input_tokens,
-                output_tokens = tenant_usage.output_tokens + excluded.output_tokens,
-                cost_settled_usd = tenant_usage.cost_settled_usd + excluded.cost_settled_usd",
+         ) ",
+            use_tokens!("settled WHERE status = 'ok'"),
+        ),
         &[
             &claim.run_id.uuid(),
             &claim.fence,
@@ -599,16 +608,14 @@ fn urls(rows: &[Row]) -> Result<Vec<String>, DbError> {
     rows.iter().map(|row| column(row, "url")).collect()
 }
 
-/// An answered call.
-const USE_TOKENS: &str = "-- runs::use_tokens
-    INSERT INTO tenant_usage (tenant_id, period, runs, input_tokens, output_tokens, cost_settled_usd)
-    SELECT $1::uuid, date_trunc('month', now() AT TIME ZONE 'UTC')::date, 1, $2::bigint, $3::bigint,
-           $4::numeric
-    ON CONFLICT (tenant_id, period) DO UPDATE
-       SET runs = tenant_usage.runs + 1,
-           input_tokens = tenant_usage.input_tokens + excluded.input_tokens,
-           output_tokens = tenant_usage.output_tokens + excluded.output_tokens,
-           cost_settled_usd = tenant_usage.cost_settled_usd + excluded.cost_settled_usd";
+/// A call that was answered, and whose run failed all the same.
+const USE_TOKENS: &str = concat!(
+    "-- runs::use_tokens\n    ",
+    use_tokens!(
+        "(SELECT $1::uuid AS tenant_id, $2::bigint AS input_tokens, $3::bigint AS output_tokens,
+                $4::numeric AS cost_usd) answered"
+    )
+);
 
 pub(in crate::db) const INSERT_LOG: &str = "-- runs::log
     INSERT INTO run_logs (tenant_id, run_id, id, level, message, context)
