@@ -2,7 +2,6 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::{
@@ -44,11 +43,11 @@ impl Entry {
     }
 }
 
-/// The `detail` of an event, as JSON: the same bytes at every put.
+/// The `detail` of an event, as JSON: what every event has, and what its own data say.
+/// The same bytes at every put.
 #[must_use]
 pub fn detail(event: &Event) -> String {
     let detail = Detail {
-        data: event.data.as_object(),
         version: VERSION,
         id: event.id,
         kind: &event.kind,
@@ -59,14 +58,23 @@ pub fn detail(event: &Event) -> String {
         occurred_at: event.occurred_at,
         sequence: event.seq(),
     };
-    serde_json::to_string(&detail)
-        .expect("an event has text keys and finite numbers, which serde_json always takes")
+    let mut text = serde_json::to_string(&detail)
+        .expect("an event has text keys and finite numbers, which serde_json always takes");
+    // What the database holds is JSON, and goes on as it is.
+    let data = event.data.strip_prefix('{');
+    if let Some(data) = data.and_then(|data| data.strip_suffix('}'))
+        && !data.is_empty()
+    {
+        text.truncate(text.len() - 1);
+        text.push(',');
+        text.push_str(data);
+        text.push('}');
+    }
+    text
 }
 
 #[derive(Serialize)]
 struct Detail<'a> {
-    #[serde(flatten)]
-    data: Option<&'a Map<String, Value>>,
     version: u32,
     id: Uuid,
     #[serde(rename = "type")]

@@ -4,7 +4,6 @@
 //! and instants, and nothing of a tenant's content.
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -28,8 +27,8 @@ pub struct Event {
     pub delivery_id: Option<DeliveryId>,
     /// When it happened.
     pub occurred_at: DateTime<Utc>,
-    /// What else it says: an object.
-    pub data: Value,
+    /// What else it says: the text of a JSON object.
+    pub data: String,
     /// Puts that failed, for whatever reason.
     pub attempts: u32,
     /// Those in which the bus refused this event itself.
@@ -110,8 +109,8 @@ pub async fn claim(
     let rows = query(
         db,
         "-- system::claim_events
-         SELECT tenant_id, order_key, seq, id, type, prompt_id, run_id, delivery_id, occurred_at, data,
-                fence, attempts, refusals
+         SELECT tenant_id, order_key, seq, id, type, prompt_id, run_id, delivery_id, occurred_at,
+                data::text AS data, fence, attempts, refusals
            FROM system_claim_events($1, $2, $3)",
         &[&keys_max, &each_max, &lease_ms],
     )
