@@ -46,6 +46,12 @@ thread_local! {
     static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
+/// Whether a text has no tag at all. It is a template that renders as itself, which needs no engine.
+#[must_use]
+pub fn is_plain(text: &str) -> bool {
+    !["{{", "{%", "{#"].iter().any(|tag| text.contains(tag))
+}
+
 /// A template that was checked.
 pub struct Template {
     environment: Environment<'static>,
@@ -922,6 +928,15 @@ mod tests {
         #[test]
         fn nothing_breaks_it(pieces in prop::collection::vec(piece(), 0..60)) {
             survive(pieces.concat());
+        }
+
+        #[test]
+        fn a_text_without_a_tag_is_what_the_engine_makes_of_it(
+            text in "([a-z \\r\\n\\\\'\"#%{}|-]|-}}|[\\p{L}]){0,40}"
+        ) {
+            prop_assume!(is_plain(&text));
+            let rendered = render(&text);
+            prop_assert_eq!(rendered, text);
         }
 
         #[test]

@@ -11,7 +11,7 @@ use shared::{
     prompt::PromptSpec,
     run::RunTrigger,
     slots::Dropped,
-    template::{Template, TemplateError, Values},
+    template::{self, Template, TemplateError, Values},
 };
 
 /// The longest text that is rendered in the way of other runs, in bytes.
@@ -186,6 +186,9 @@ impl Job {
     }
 
     fn text(&self, text: &str, time: Option<Duration>) -> Result<String, Unrendered> {
+        if template::is_plain(text) {
+            return Ok(text.to_owned());
+        }
         // The text was checked when it was saved: only another version of the parser can find a
         // fault in it now.
         let template = Template::parse(text).map_err(|faults| {
