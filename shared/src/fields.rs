@@ -8,7 +8,7 @@
 //! `unknown_value`, `out_of_range`, `empty`, `too_short`, `too_long`, `control_character`, `too_few`,
 //! `too_many`, `bad_time`. A parser that a getter is given adds its own.
 
-use std::{fmt, ops::RangeInclusive};
+use std::{borrow::Cow, fmt, ops::RangeInclusive};
 
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
@@ -34,7 +34,7 @@ pub struct Fields<'a> {
 #[derive(Debug)]
 pub struct Field<'f, 'a> {
     faults: &'f mut Vec<Fault>,
-    place: String,
+    place: Cow<'static, str>,
     value: Option<&'a Value>,
 }
 
@@ -79,7 +79,7 @@ impl<'a> Fields<'a> {
         let value = self.look_up(name);
         Field {
             faults: &mut self.faults,
-            place: name.to_owned(),
+            place: Cow::Borrowed(name),
             value,
         }
     }
@@ -157,7 +157,7 @@ impl<'a> Fields<'a> {
 impl<'f, 'a> Field<'f, 'a> {
     /// A value that is no field of an object; its faults have an empty place.
     pub fn root(value: &'a Value, faults: &'f mut Vec<Fault>) -> Self {
-        let place = String::new();
+        let place = Cow::Borrowed("");
         Self {
             faults,
             place,
@@ -299,7 +299,7 @@ impl<'f, 'a> Field<'f, 'a> {
             );
         }
         let read_one = |(index, item)| {
-            let place = format!("{}[{index}]", self.place);
+            let place = Cow::Owned(format!("{}[{index}]", self.place));
             read(Field {
                 faults: self.faults,
                 place,

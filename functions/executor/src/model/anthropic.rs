@@ -40,7 +40,6 @@ pub(super) async fn ask(
         HeaderValue::from_static(API_VERSION),
     );
     let outgoing = Outgoing {
-        provider: Provider::Anthropic,
         url: join(&config.base_url, "/v1/messages"),
         headers,
         body: json_body(&body(request)),

@@ -34,8 +34,7 @@ pub(super) async fn ask(
     let url = join(&config.base_url, &path);
     let body = json_body(&body(request));
     let outgoing = Outgoing {
-        provider: Provider::Bedrock,
-        headers: auth_headers(config, &url, &body, SystemTime::now())?,
+        headers: auth_headers(config, url.as_str(), &body, SystemTime::now())?,
         url,
         body,
         secrets: secrets(&config.auth),

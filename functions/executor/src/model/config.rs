@@ -240,8 +240,10 @@ fn base_url(name: &str, text: &str) -> Result<Url, Fault> {
 }
 
 /// An address below a base URL, which may end with a slash or without.
-pub(super) fn join(base: &Url, path: &str) -> String {
-    format!("{}{path}", base.as_str().trim_end_matches('/'))
+pub(super) fn join(base: &Url, path: &str) -> Url {
+    let mut url = base.clone();
+    url.set_path(&format!("{}{path}", base.path().trim_end_matches('/')));
+    url
 }
 
 #[cfg(test)]
@@ -280,7 +282,7 @@ mod tests {
         assert_eq!(openai.key.as_ref().unwrap().expose(), "sk-1");
         let anthropic = config.anthropic.unwrap();
         assert_eq!(
-            join(&anthropic.base_url, "/v1/messages"),
+            join(&anthropic.base_url, "/v1/messages").as_str(),
             "https://api.anthropic.com/v1/messages"
         );
         let bedrock = config.bedrock.unwrap();
@@ -310,7 +312,10 @@ mod tests {
         .unwrap();
         let openai = config.openai.unwrap();
         assert!(openai.key.is_none() && !openai.is_openai());
-        assert_eq!(join(&openai.base_url, "/x"), "http://127.0.0.1:11434/v1/x");
+        assert_eq!(
+            join(&openai.base_url, "/x").as_str(),
+            "http://127.0.0.1:11434/v1/x"
+        );
         let bedrock = config.bedrock.unwrap();
         assert_eq!(bedrock.base_url.as_str(), "http://127.0.0.1:9/");
         assert!(matches!(bedrock.auth, BedrockAuth::Bearer(_)));

@@ -30,7 +30,6 @@ pub(super) async fn ask(
         headers.insert(AUTHORIZATION, value);
     }
     let outgoing = Outgoing {
-        provider: Provider::OpenAi,
         url: join(&config.base_url, "/chat/completions"),
         headers,
         body: json_body(&body(request, limit_field(config))),

@@ -50,8 +50,7 @@ pub fn client() -> Result<reqwest::Client, reqwest::Error> {
 
 /// A request that is ready to be sent.
 pub(super) struct Outgoing<'a> {
-    pub(super) provider: Provider,
-    pub(super) url: String,
+    pub(super) url: Url,
     pub(super) headers: HeaderMap,
     pub(super) body: Vec<u8>,
     /// What must not come back in a message.
@@ -66,12 +65,8 @@ pub(super) async fn exchange(
     outgoing: Outgoing<'_>,
     parse: impl Fn(&[u8]) -> Result<ModelAnswer, ModelError>,
 ) -> Result<ModelAnswer, ModelError> {
-    let url = Url::parse(&outgoing.url).map_err(|_| ModelError::NotConfigured {
-        provider: outgoing.provider,
-        reason: "its base URL leads to no usable address",
-    })?;
     let mut response = client
-        .post(url)
+        .post(outgoing.url)
         .header(CONTENT_TYPE, "application/json")
         .headers(outgoing.headers)
         .body(outgoing.body)
