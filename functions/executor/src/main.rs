@@ -37,6 +37,10 @@ const WAKE_UP_LIMIT: Duration = Duration::from_secs(3);
 /// the rest.
 const EVENTS_LIMIT: Duration = Duration::from_secs(2);
 
+/// A run allocates a thousand times, most of it small and soon freed.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> anyhow::Result<()> {
     let pace = Pace::default();
     let naps = pace.clone();

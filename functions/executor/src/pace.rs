@@ -8,19 +8,22 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
 };
 
+/// Of a nap, for each message under way: what it waits for comes the sooner the fewer there are.
+const NAP_FOR_EACH: Duration = Duration::from_micros(500);
+
 /// Some round trips of a database, and some hundredths of the quickest model call.
-const NAP: Duration = Duration::from_millis(2);
+const NAP_MAX: Duration = Duration::from_millis(5);
 
 /// Whether to look less often. A clone shares it.
 #[derive(Debug, Clone, Default)]
 pub struct Pace {
-    is_crowded: Arc<AtomicBool>,
+    under_way: Arc<AtomicUsize>,
 }
 
 impl Pace {
@@ -31,19 +34,25 @@ impl Pace {
         reason = "to block the runtime for a moment is what it is for"
     )]
     pub fn nap(&self) {
-        if self.is_crowded() {
-            thread::sleep(NAP);
+        let under_way = self.under_way.load(Ordering::Relaxed);
+        if let Some(nap) = nap_among(under_way) {
+            thread::sleep(nap);
         }
     }
 
     /// Whether several messages are under way.
     #[must_use]
     pub fn is_crowded(&self) -> bool {
-        self.is_crowded.load(Ordering::Relaxed)
+        nap_among(self.under_way.load(Ordering::Relaxed)).is_some()
     }
 
     /// Notes how many messages are under way.
     pub(crate) fn note(&self, under_way: usize) {
-        self.is_crowded.store(under_way > 1, Ordering::Relaxed);
+        self.under_way.store(under_way, Ordering::Relaxed);
     }
+}
+
+fn nap_among(under_way: usize) -> Option<Duration> {
+    let nap = NAP_FOR_EACH.saturating_mul(u32::try_from(under_way).unwrap_or(u32::MAX));
+    (under_way > 1).then_some(nap.min(NAP_MAX))
 }
