@@ -73,14 +73,20 @@ async fn bench() {
         }
     }
     let ours = middle("executor", &mut ours);
-    if theirs.is_empty() {
+    let of_node = if theirs.is_empty() {
         println!("node: skipped, as there is no bundle; see the head of this file");
+        None
     } else {
         let theirs = middle("node", &mut theirs);
         let ratio = theirs.0.as_secs_f64() / ours.0.as_secs_f64();
         println!("node takes {ratio:.1} times as long to its first answer");
+        Some(theirs.1)
+    };
+    let of_a_run = hold(&program, &ground, "short outputs", "say something").await;
+    if let Some(of_node) = of_node {
+        let runs = of_node.as_secs_f64() / of_a_run.as_secs_f64();
+        println!("a start of node costs as much CPU as {runs:.0} of these runs");
     }
-    hold(&program, &ground, "short outputs", "say something").await;
     hold(
         &program,
         &ground,
@@ -120,8 +126,8 @@ fn middle(name: &str, starts: &mut [(Duration, Usage)]) -> (Duration, Duration) 
 }
 
 /// What one process holds after batches, and the CPU of a run: of the batches after the first few, the
-/// least and the middle one.
-async fn hold(program: &Path, ground: &Ground, what: &str, text: &str) {
+/// least and the middle one. Gives the middle one.
+async fn hold(program: &Path, ground: &Ground, what: &str, text: &str) -> Duration {
     let mut function = Function::launch(program, &[], "executor", &ground.environment).await;
     let mut usage = Usage::of(function.process_id().unwrap());
     let mut of_a_run = Vec::new();
@@ -142,11 +148,10 @@ async fn hold(program: &Path, ground: &Ground, what: &str, text: &str) {
         ground.succeeded().await - before,
         i64::try_from(BATCH * BATCHES).unwrap()
     );
+    let middle = of_a_run[of_a_run.len() / 2];
     println!(
         "{what}, a batch of {BATCH}: resident {:.1} MB (most {:.1}), CPU {:.2?} a run (least {:.2?})",
-        usage.resident_mb,
-        usage.resident_max_mb,
-        of_a_run[of_a_run.len() / 2],
-        of_a_run[0],
+        usage.resident_mb, usage.resident_max_mb, middle, of_a_run[0],
     );
+    middle
 }
