@@ -5,6 +5,8 @@ use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use chrono::{Datelike, NaiveDate, Weekday};
 
+use crate::fields::clip;
+
 /// The highest COUNT.
 const COUNT_MAX: u32 = 10_000;
 
@@ -76,7 +78,7 @@ impl Yearly {
             "BYDAY" => self.weekdays = weekdays(value)?,
             // It matters to weekly rules and to week numbers alone.
             "WKST" => {}
-            _ => return Err(format!("has {name}")),
+            _ => return Err(format!("has {}", clip(name))),
         }
         Ok(())
     }
@@ -327,6 +329,9 @@ mod tests {
             let why = Yearly::parse(rule).unwrap_err();
             assert!(why.contains(words), "{rule}: {why}");
         }
+        let endless = format!("{}=1", "RRULE:".repeat(500));
+        let why = Yearly::parse(&endless).unwrap_err();
+        assert!(why.starts_with("has RRULE:") && why.len() < 100, "{why}");
     }
 
     fn any_rule() -> impl Strategy<Value = String> {
