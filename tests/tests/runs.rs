@@ -1468,3 +1468,36 @@ async fn what_comes_due_only_behind_its_lock_is_left_for_the_next_wake_up() {
     let fired = fire_locked(scene.db(), scene.tenant.id, prompt, LONG_MS).await;
     assert!(fired.unwrap().is_some());
 }
+
+#[tokio::test]
+async fn a_runs_log_tells_of_its_answer_and_of_its_delivery() {
+    let scene = Scene::new().await;
+    let prompt = scene.prompt(&json!({})).await;
+    let claim = scene.claimed(prompt, LONG_MS).await;
+    let sent = succeed(scene.db(), &claim, 1).await.unwrap();
+    let end = settle(scene.db(), &sent[0], DeliveryStatus::Delivered)
+        .await
+        .unwrap();
+    assert_eq!(end.status, Some(RunStatus::Succeeded));
+    let lines = "SELECT level, message, context->'attempt' AS attempt,
+                        context->'output_tokens' AS tokens, context->>'delivery_id' AS delivery,
+                        context->>'status' AS status
+                   FROM run_logs WHERE run_id = $1 ORDER BY id";
+    let told = scene.rows(lines, &[&claim.run_id.uuid()]).await;
+    let delivery = sent[0].delivery_id.to_string();
+    assert_eq!(
+        told,
+        json!([
+            {"level": "info", "message": "model answered", "attempt": 1, "tokens": 3,
+             "delivery": null, "status": null},
+            {"level": "info", "message": "delivery attempt settled", "attempt": 1, "tokens": null,
+             "delivery": delivery, "status": "delivered"},
+        ])
+    );
+    // Who comes late adds nothing to it.
+    let late = succeed(scene.db(), &claim, 1).await;
+    assert!(matches!(late, Err(DbError::StaleLease)));
+    let again = settle(scene.db(), &sent[0], DeliveryStatus::Delivered).await;
+    assert!(matches!(again, Err(DbError::StaleLease)));
+    assert_eq!(scene.rows(lines, &[&claim.run_id.uuid()]).await, told);
+}
