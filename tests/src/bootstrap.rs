@@ -134,6 +134,9 @@ impl Ground {
                 "awsRegion": AWS_REGION,
             }));
         }
+        // Somebody else puts what the making of a prompt has to tell: it is no part of a run.
+        let sql = "DELETE FROM bus_events WHERE type = 'prompt.created'";
+        self.admin.batch_execute(sql).await.unwrap();
         json!({"Records": records}).to_string().into_bytes()
     }
 

@@ -24,6 +24,10 @@ const MANY: usize = 40;
 /// Answers are held back for so long, so that flights fill.
 const HELD_BACK: Duration = Duration::from_millis(10);
 
+/// Of tenants' statements.
+const END_SESSIONS: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                             WHERE usename = 'carillon_app' AND datname = current_database()";
+
 struct Field {
     tap: Tap,
     stage: Stage,
@@ -52,6 +56,21 @@ impl Field {
             .map(|(tenant, prompt)| fire(db, tenant.id, *prompt, LONG_MS));
         let claims = join_all(fired).await.into_iter();
         claims.map(|claim| claim.unwrap().unwrap()).collect()
+    }
+
+    /// Commits wait for the disk, as they do everywhere but in tests, and a function that a test puts
+    /// in place of the server's is called.
+    async fn waits_for_the_disk(&self) {
+        let admin = &self.stage.admin;
+        let name = &self.stage.name;
+        let sql = format!(
+            "ALTER DATABASE \"{name}\" SET synchronous_commit = on;
+             ALTER DATABASE \"{name}\" SET search_path = public, pg_catalog"
+        );
+        admin.batch_execute(&sql).await.unwrap();
+        admin.execute(END_SESSIONS, &[]).await.unwrap();
+        // Until this side has seen their end.
+        tokio::time::sleep(10 * HELD_BACK).await;
     }
 
     async fn status(&self, claim: &Claim) -> String {
@@ -211,27 +230,102 @@ async fn one_that_is_dropped_on_the_way_harms_nobody() {
 #[tokio::test]
 async fn a_flight_leaves_nothing_on_its_connection() {
     let field = Field::new(3).await;
+    field.waits_for_the_disk().await;
     let mut claims = field.claims().await;
     claims[1].fence -= 1;
     join_all(claims.iter().map(|claim| record(&field, claim))).await;
     let sql =
         "SELECT current_setting('app.current_tenant_id', true), current_setting('lock_timeout'),
-                      count(*) FROM scheduled_prompts";
+                      current_setting('synchronous_commit'), count(*) FROM scheduled_prompts";
     for connection in 0..field.tap.connections() {
         let Ok(rows) = field.tap.ask(connection, sql).await else {
             continue;
         };
         // The connections of the other role may not even read the table.
-        let Some([tenant, lock_timeout, seen]) = rows.first().map(Vec::as_slice) else {
+        let Some([tenant, lock_timeout, commit, seen]) = rows.first().map(Vec::as_slice) else {
             continue;
         };
         let found = (
             tenant.as_deref().unwrap_or_default(),
             lock_timeout.as_deref(),
+            commit.as_deref(),
             seen.as_deref(),
         );
-        assert_eq!(found, ("", Some("5s"), Some("0")));
+        assert_eq!(found, ("", Some("5s"), Some("on"), Some("0")));
     }
+}
+
+/// Notes how far the write-ahead log was written before each commit that changes a run. What the last
+/// commit of a flight calls takes a while.
+const LOGGED_SO_FAR: &str = "
+    CREATE FUNCTION public.pg_logical_emit_message(boolean, text, text) RETURNS pg_lsn LANGUAGE sql AS
+        'SELECT pg_sleep(0.05); SELECT pg_catalog.pg_logical_emit_message($1, $2, $3)';
+    CREATE TABLE public.logged (lsn pg_lsn, waits text);
+    CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+    BEGIN
+        INSERT INTO public.logged
+        VALUES (pg_current_wal_insert_lsn(), current_setting('synchronous_commit'));
+        RETURN NULL;
+    END $$;
+    CREATE CONSTRAINT TRIGGER a_note AFTER INSERT OR UPDATE ON scheduled_prompt_runs
+       DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.note();";
+
+/// Commits that do not wait for the disk are waited for all the same. Were they not, the server's log
+/// writer would come to them within a fifth of a second: of twenty flights some would be seen before.
+#[tokio::test]
+async fn what_is_answered_the_disk_has() {
+    let field = Field::new(4).await;
+    let slow = field.stage.admin.batch_execute(LOGGED_SO_FAR);
+    slow.await.unwrap();
+    field.waits_for_the_disk().await;
+    let db = &field.stage.db;
+    for _ in 0..10 {
+        let mut due_now = Vec::new();
+        for (tenant, _) in &field.sides {
+            due_now.push((tenant.id, due(&field.stage, *tenant).await));
+        }
+        let fired = due_now.iter();
+        let claims =
+            join_all(fired.map(|(tenant, prompt)| fire(db, *tenant, *prompt, LONG_MS))).await;
+        let behind = "SELECT count(*) FROM logged WHERE lsn >= pg_current_wal_flush_lsn()";
+        assert_eq!(field.stage.count(behind).await.unwrap(), 0);
+        let claims: Vec<_> = claims
+            .into_iter()
+            .map(|claim| claim.unwrap().unwrap())
+            .collect();
+        let recorded = join_all(claims.iter().map(|claim| record(&field, claim))).await;
+        assert_eq!(field.stage.count(behind).await.unwrap(), 0);
+        assert!(recorded.iter().all(Result::is_ok), "{recorded:?}");
+    }
+    // Who flies alone waits by itself.
+    let together = "SELECT count(*) FROM logged WHERE waits = 'off'";
+    let before = field.stage.count(together).await.unwrap();
+    assert!(before > 40, "{before} commits did not wait for the disk");
+    let claim = fire(db, field.sides[0].0.id, field.sides[0].1, LONG_MS).await;
+    record(&field, &claim.unwrap().unwrap()).await.unwrap();
+    assert_eq!(field.stage.count(together).await.unwrap(), before);
+}
+
+/// Where the last commit of a flight fails, nobody is told that it went well before it has gone alone.
+#[tokio::test]
+async fn one_that_the_disk_may_not_have_goes_alone() {
+    let field = Field::new(4).await;
+    let refuses = "
+        CREATE FUNCTION public.pg_logical_emit_message(boolean, text, text) RETURNS pg_lsn
+            LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no disk'; END $$";
+    let claims = field.claims().await;
+    field.stage.admin.batch_execute(refuses).await.unwrap();
+    field.waits_for_the_disk().await;
+    let recorded = join_all(claims.iter().map(|claim| record(&field, claim))).await;
+    for (claim, recorded) in claims.iter().zip(recorded) {
+        // Its own first try was kept after all.
+        assert!(matches!(recorded, Err(DbError::StaleLease)), "{recorded:?}");
+        assert_eq!(field.status(claim).await, "succeeded");
+    }
+    let once = "SELECT count(*) FROM scheduled_prompts WHERE success_count = 1 AND run_count = 1";
+    assert_eq!(field.stage.count(once).await.unwrap(), 4);
+    let doubled = "SELECT count(*) FROM tenant_usage WHERE runs <> 1";
+    assert_eq!(field.stage.count(doubled).await.unwrap(), 0);
 }
 
 async fn glance(field: &Field) -> Glance {
@@ -371,9 +465,7 @@ async fn deliveries_that_settle_together_end_their_run_once() {
 async fn a_lost_connection_is_replaced_within_the_call() {
     let field = Field::new(5).await;
     let claims = field.claims().await;
-    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                 WHERE usename = 'carillon_app' AND datname = current_database()";
-    field.stage.admin.execute(kill, &[]).await.unwrap();
+    field.stage.admin.execute(END_SESSIONS, &[]).await.unwrap();
     let recorded = join_all(claims.iter().map(|claim| record(&field, claim))).await;
     assert!(recorded.iter().all(Result::is_ok), "{recorded:?}");
     let tx: TenantTx = field.stage.tx(field.sides[0].0.id).await.unwrap();
@@ -464,11 +556,9 @@ async fn no_statement_runs_under_another_tenants_setting() {
 async fn a_connection_that_breaks_under_a_flight_doubles_nothing() {
     let field = Field::new(10).await;
     let claims = field.claims().await;
-    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                 WHERE usename = 'carillon_app' AND datname = current_database()";
     let breaking = async {
         tokio::time::sleep(HELD_BACK / 2).await;
-        field.stage.admin.execute(kill, &[]).await.unwrap();
+        field.stage.admin.execute(END_SESSIONS, &[]).await.unwrap();
     };
     let recording = join_all(claims.iter().map(|claim| record(&field, claim)));
     let (recorded, ()) = tokio::join!(recording, breaking);

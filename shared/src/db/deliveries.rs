@@ -381,7 +381,7 @@ const SETTLE: &str = concat!("-- deliveries::settle\n         ", settle!());
 /// # Errors
 /// `DbError::StaleLease` when somebody else holds the delivery, and `DbError::StaleLook` when its run
 /// ends otherwise: then [`settle`] and [`finish`] are to write it. With any error nothing is kept,
-/// unless the answer to the commit was lost.
+/// unless it stayed unknown whether the commit was.
 pub async fn settle_delivered(
     db: &Db,
     claim: &DeliveryClaim,

@@ -8,8 +8,13 @@
 //! Nothing waits for company: a flight leaves as soon as the one before has landed, with whoever is
 //! there by then. One connection is enough for all of a process's flights, and while one is under
 //! way the next fills.
+//!
+//! Commits of one connection would wait for the disk one after another. So those that are on a flight
+//! together wait for it once: each is committed without, and none is told before a last commit, sent
+//! behind them, has made all of them durable.
 
 use std::{
+    mem,
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -25,11 +30,12 @@ use futures_util::{
     future::{BoxFuture, Shared, join_all, poll_fn},
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::yield_now,
     time::timeout,
 };
 use tokio_postgres::Row;
+use tracing::warn;
 
 use super::{
     DbError, Role, TenantTx,
@@ -46,6 +52,22 @@ const FLIGHT_LIMIT: Duration = Duration::from_secs(20);
 /// Whoever waits for a row's lock holds up the others of its flight, so it gives up soon, and waits
 /// again alone.
 const WAIT_LITTLE: &str = "set_config('lock_timeout', '250ms', true)";
+
+/// Does not wait for the disk: [`KEEP`] does, behind it.
+const WAIT_FOR_NO_DISK: &str = "set_config('synchronous_commit', 'off', true)";
+
+/// A transaction whose commit waits for the disk, and with it for all that was written before.
+/// Without something written it would not wait.
+const KEEP: &str = "SELECT pg_logical_emit_message(true, 'carillon', '')";
+
+/// What transactions leave behind them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leaves {
+    /// They only look.
+    Nothing,
+    /// What they wrote.
+    Rows,
+}
 
 /// Where transactions wait for a flight. A clone shares it.
 #[derive(Clone)]
@@ -70,14 +92,34 @@ type Departure = Shared<BoxFuture<'static, Option<Arc<Flight>>>>;
 /// It lands when the last who is on it lets go of it.
 struct Flight {
     connection: Option<Object>,
+    is_shared: bool,
     /// Held while a transaction, or a statement to be prepared, is put on the connection, and
     /// poisoned by one that was cut off in the middle.
-    sending: Mutex<()>,
+    sending: Mutex<Sending>,
+    landed: watch::Sender<Landed>,
     /// Whatever its last borrower left is gone: the first transaction has seen to that.
     is_clean: AtomicBool,
     /// An answer did not come: nobody may have this connection after.
     is_lost: AtomicBool,
     _clear: OwnedSemaphorePermit,
+}
+
+/// What was put on a flight's connection.
+#[derive(Default)]
+struct Sending {
+    /// Transactions that the disk is to have.
+    written: u64,
+    /// A [`KEEP`] will be put behind them.
+    is_landing: bool,
+}
+
+/// What is known of those transactions.
+#[derive(Clone, Copy, Default)]
+struct Landed {
+    /// The disk has so many, the first ones.
+    kept: u64,
+    /// Of the rest nobody will know.
+    is_lost: bool,
 }
 
 impl Flights {
@@ -98,9 +140,10 @@ impl Flights {
         &self,
         tenant: TenantId,
         steps: &[Step<'_>],
+        leaves: Leaves,
     ) -> Result<Vec<Vec<Row>>, DbError> {
         if let Some(flight) = self.board().await {
-            let flown = timeout(FLIGHT_LIMIT, Box::pin(flight.carry(tenant, steps))).await;
+            let flown = timeout(FLIGHT_LIMIT, Box::pin(flight.carry(tenant, steps, leaves))).await;
             match flown {
                 Ok(Some(Err(error))) if error.is_of_the_way() => {}
                 Ok(Some(flown)) => return flown,
@@ -134,16 +177,21 @@ impl Flights {
 
     async fn depart(self, number: u64) -> Option<Arc<Flight>> {
         let clear = self.clear.acquire_owned().await.ok()?;
-        // Whoever is ready at the same moment comes along.
-        yield_now().await;
+        // Whoever is ready at the same moment comes along. To yield here would not do: each of them
+        // polls this, and the second would find it done.
+        drop(tokio::spawn(yield_now()).await);
         let connection = self.role.get().await.ok();
         let mut boarding = lock(&self.boarding);
+        let mut is_shared = true;
         if boarding.number == number {
             boarding.departure = None;
+            is_shared = boarding.seats > 1;
         }
         Some(Arc::new(Flight {
             connection: Some(connection?),
-            sending: Mutex::new(()),
+            is_shared,
+            sending: Mutex::default(),
+            landed: watch::Sender::default(),
             is_clean: AtomicBool::new(false),
             is_lost: AtomicBool::new(false),
             _clear: clear,
@@ -152,11 +200,12 @@ impl Flights {
 }
 
 impl Flight {
-    /// `None`: it cannot carry this one, and nothing was sent.
+    /// `None`: this one is to go alone. Nothing of it was sent, or nobody knows whether the disk has it.
     async fn carry(
-        &self,
+        self: &Arc<Self>,
         tenant: TenantId,
         steps: &[Step<'_>],
+        leaves: Leaves,
     ) -> Option<Result<Vec<Vec<Row>>, DbError>> {
         let connection = self.connection.as_ref()?;
         let mut preparing = pin!(join_all(steps.iter().map(|step| step.prepare(connection))));
@@ -170,6 +219,7 @@ impl Flight {
             Ok(statements) => statements,
             Err(error) => return Some(Err(error.into())),
         };
+        let waits_for_others = self.is_shared && leaves == Leaves::Rows;
         let refused = AtomicBool::new(false);
         let sent = join_all(
             steps
@@ -192,11 +242,15 @@ impl Flight {
         // Polled first, under the lock: whether it is the first is known no sooner.
         let begin = async {
             let begin = begin(tenant);
-            let opening = if self.is_clean.swap(true, Ordering::Relaxed) {
+            let mut opening = if self.is_clean.swap(true, Ordering::Relaxed) {
                 format!("{begin}, {WAIT_LITTLE}")
             } else {
                 format!("{CLEAN}; {begin}, {WAIT_LITTLE}")
             };
+            if waits_for_others {
+                opening.push_str(", ");
+                opening.push_str(WAIT_FOR_NO_DISK);
+            }
             let begun = connection.batch_execute(&opening).await;
             // Whatever was in its way may be in that of the next.
             self.is_lost.fetch_or(begun.is_err(), Ordering::Relaxed);
@@ -204,6 +258,7 @@ impl Flight {
         };
         let mut whole = pin!(async { futures_util::join!(begin, sent, end) });
         let mut is_sent = false;
+        let mut place = None;
         let answers = poll_fn(|context| {
             if is_sent {
                 return whole.as_mut().poll(context).map(Some);
@@ -211,7 +266,14 @@ impl Flight {
             is_sent = true;
             // The first poll sends all of it.
             match self.sending.lock() {
-                Ok(_alone) if !self.is_lost.load(Ordering::Relaxed) => {
+                Ok(mut sending) if !self.is_lost.load(Ordering::Relaxed) => {
+                    if waits_for_others {
+                        sending.written += 1;
+                        place = Some(sending.written);
+                        if !mem::replace(&mut sending.is_landing, true) {
+                            tokio::spawn(Self::land(Arc::clone(self)));
+                        }
+                    }
                     whole.as_mut().poll(context).map(Some)
                 }
                 _ => Poll::Ready(None),
@@ -220,12 +282,56 @@ impl Flight {
         let (begun, rows, ended) = answers.await?;
         // A commit after a failed statement answers without an error and keeps nothing.
         let rows = rows.into_iter().collect::<Result<Vec<_>, _>>();
-        Some(
-            begun
-                .and(rows)
-                .and_then(|rows| ended.map(|()| rows))
-                .map_err(DbError::from),
-        )
+        let rows = begun.and(rows).and_then(|rows| ended.map(|()| rows));
+        if let (Ok(_), Some(place)) = (&rows, place)
+            && !self.keeps(place).await
+        {
+            return None;
+        }
+        Some(rows.map_err(DbError::from))
+    }
+
+    /// Waits until the disk has what was sent in that place; `false` if nobody knows.
+    async fn keeps(&self, place: u64) -> bool {
+        let mut landed = self.landed.subscribe();
+        let known = landed.wait_for(|landed| landed.is_lost || landed.kept >= place);
+        known.await.is_ok_and(|landed| landed.kept >= place)
+    }
+
+    /// Makes durable what was sent before.
+    async fn land(self: Arc<Self>) {
+        // Whoever is ready to be sent comes first.
+        yield_now().await;
+        let kept = timeout(FLIGHT_LIMIT, self.keep()).await.ok().flatten();
+        self.is_lost.fetch_or(kept.is_none(), Ordering::Relaxed);
+        self.landed.send_modify(|landed| match kept {
+            Some(kept) => landed.kept = landed.kept.max(kept),
+            None => landed.is_lost = true,
+        });
+    }
+
+    /// How many the disk has then; `None` if nobody knows.
+    async fn keep(&self) -> Option<u64> {
+        let connection = self.connection.as_ref()?;
+        let mut keeping = pin!(connection.batch_execute(KEEP));
+        let mut sent = None;
+        let answer = poll_fn(|context| {
+            if sent.is_none() {
+                // Behind a transaction that was cut off it would be a part of that.
+                let Ok(mut sending) = self.sending.lock() else {
+                    return Poll::Ready(None);
+                };
+                sending.is_landing = false;
+                sent = Some(sending.written);
+                return keeping.as_mut().poll(context).map(Some);
+            }
+            keeping.as_mut().poll(context).map(Some)
+        });
+        if let Err(error) = answer.await? {
+            warn!(%error, "transactions of a flight may not be durable; each is tried again alone");
+            return None;
+        }
+        sent
     }
 }
 

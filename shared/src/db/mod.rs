@@ -57,7 +57,7 @@ use tokio_postgres::{
 };
 
 use self::{
-    flight::Flights,
+    flight::{Flights, Leaves},
     login::{Current, Door},
     tenant_tx::{CLEAN, Step},
 };
@@ -177,7 +177,13 @@ impl Db {
     /// One tenant's whole transaction, sent together with those of others that are ready; see
     /// [`Flights::fly`] for what its statements must bear.
     async fn fly(&self, tenant: TenantId, steps: &[Step<'_>]) -> Result<Vec<Vec<Row>>, DbError> {
-        self.flights.fly(tenant, steps).await
+        self.flights.fly(tenant, steps, Leaves::Rows).await
+    }
+
+    /// As [`Self::fly`], of a statement that writes nothing.
+    async fn fly_to_look(&self, tenant: TenantId, look: Step<'_>) -> Result<Vec<Row>, DbError> {
+        let looked = self.flights.fly(tenant, &[look], Leaves::Nothing).await?;
+        Ok(looked.into_iter().flatten().collect())
     }
 
     /// Connections of the app role that are in use.

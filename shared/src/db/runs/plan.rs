@@ -99,8 +99,8 @@ pub async fn glance(
     prompt_id: PromptId,
 ) -> Result<Option<Glance>, DbError> {
     let id = prompt_id.uuid();
-    let results = db.fly(tenant_id, &[step(GLANCE, &[&id])]).await?;
-    let Some(looked) = results.first().and_then(|rows| rows.first()) else {
+    let results = db.fly_to_look(tenant_id, step(GLANCE, &[&id])).await?;
+    let Some(looked) = results.first() else {
         return Ok(None);
     };
     let seen = column(looked, "seen")?;

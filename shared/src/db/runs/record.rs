@@ -152,7 +152,7 @@ pub struct Kept {
 ///
 /// # Errors
 /// `DbError::StaleLease` when somebody else holds the run, or a caller cancelled it; with any error
-/// nothing of it is kept, unless the answer to the commit was lost.
+/// nothing of it is kept, unless it stayed unknown whether the commit was.
 pub async fn record_output(
     db: &Db,
     claim: &Claim,
