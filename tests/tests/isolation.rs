@@ -1489,6 +1489,23 @@ async fn roles_that_could_pass_the_wall_are_refused_at_start() {
 }
 
 #[tokio::test]
+async fn a_role_that_cannot_make_its_commits_durable_is_refused_at_start() {
+    let name = stage::migrated_database().await.unwrap();
+    let admin = connect(&database_url(&name)).await.unwrap();
+    drop(Db::connect(&config(&name, 1)).await.unwrap());
+    let revoke = "DO $$ DECLARE f regprocedure; BEGIN
+            FOR f IN SELECT oid FROM pg_proc WHERE proname = 'pg_logical_emit_message' LOOP
+                EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f);
+            END LOOP;
+        END $$";
+    admin.batch_execute(revoke).await.unwrap();
+    match Db::connect(&config(&name, 1)).await.err() {
+        Some(DbError::Role(words)) => assert!(words.contains("grant it EXECUTE"), "{words}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
 async fn two_migrations_at_once_both_succeed() {
     let admin = connect(&tests::postgres_url()).await.unwrap();
     let name = format!("test_{}", Uuid::now_v7().simple());

@@ -64,7 +64,7 @@ const DUE: i64 = 100;
 
 /// Statements that no tenant and no sweeper runs: they belong to the start of a process.
 const AT_START: [&str; 6] = [
-    "db::refuse_power",
+    "db::refuse_role",
     "migrate::is_ahead",
     "migrate::set_password",
     "migrate::versions",

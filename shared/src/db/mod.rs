@@ -228,7 +228,7 @@ impl Role {
     async fn get(&self) -> Result<Object, DbError> {
         let connection = self.connection().await?;
         if !self.is_harmless.load(Ordering::Relaxed) {
-            if let Err(error) = in_time(refuse_power(&connection)).await {
+            if let Err(error) = in_time(refuse_role(&connection)).await {
                 drop(Object::take(connection));
                 return Err(error);
             }
@@ -293,18 +293,22 @@ fn pool(
         .map_err(|error| DbError::Config(error.to_string()))
 }
 
-async fn refuse_power(client: &Object) -> Result<(), DbError> {
+async fn refuse_role(client: &Object) -> Result<(), DbError> {
     // Asked once a connection of a start: not prepared, which would be a round trip of its own.
     let rows = client
         .query_typed(
-            "-- db::refuse_power
+            "-- db::refuse_role
              SELECT current_user::text AS name,
                     coalesce(bool_or(r.rolsuper OR r.rolbypassrls), false) AS bypasses,
                     coalesce(bool_or(r.rolcreaterole), false) AS grants,
                     coalesce(bool_or(r.rolname = 'carillon_definer'), false) AS defines,
                     EXISTS (SELECT FROM pg_class c
                              WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
-                               AND pg_has_role(c.relowner, 'MEMBER')) AS owns
+                               AND pg_has_role(c.relowner, 'MEMBER')) AS owns,
+                    EXISTS (SELECT FROM pg_proc f
+                             WHERE f.proname = 'pg_logical_emit_message'
+                               AND f.pronamespace = 'pg_catalog'::regnamespace
+                               AND NOT has_function_privilege(f.oid, 'EXECUTE')) AS cannot_keep
                FROM pg_roles r WHERE pg_has_role(r.oid, 'MEMBER')",
             &[],
         )
@@ -325,6 +329,12 @@ async fn refuse_power(client: &Object) -> Result<(), DbError> {
                 "role {name} {power}; connect as carillon_app and carillon_system"
             )));
         }
+    }
+    // Each flight would go twice, and its claims wait for their leases' end.
+    if row.try_get("cannot_keep")? {
+        return Err(DbError::Role(format!(
+            "role {name} may not call pg_logical_emit_message; grant it EXECUTE"
+        )));
     }
     Ok(())
 }
