@@ -120,6 +120,21 @@ async fn forty_tenants_claim_and_record_in_a_few_flights() {
 }
 
 #[tokio::test]
+async fn those_who_are_ready_at_the_same_moment_leave_together() {
+    let field = Field::new(10).await;
+    let db = &field.stage.db;
+    // It prepares what the others use.
+    glance(&field).await;
+    let before = field.tap.turns();
+    let looks = field.sides.iter();
+    let seen = join_all(looks.map(|(tenant, prompt)| runs::glance(db, tenant.id, *prompt))).await;
+    assert_eq!(field.tap.turns() - before, 1, "more than one round trip");
+    for (seen, (_, prompt)) in seen.into_iter().zip(&field.sides) {
+        assert_eq!(seen.unwrap().unwrap().due.prompt_id, *prompt);
+    }
+}
+
+#[tokio::test]
 async fn one_that_fails_takes_back_its_own_work_and_no_others() {
     let field = Field::new(10).await;
     let mut claims = field.claims().await;
